@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN = .venv/bin
+NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
+
+# Threads that wait sleep instead of spinning: many times faster when another program uses a core too.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: figures test clean
+
+figures: .venv/installed
+	$(BIN)/python -m vae.execute $(NOTEBOOKS)
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	{ echo "$(PYTHON) cannot make virtual environments: on Debian or Ubuntu, 'apt install python3-venv' mends that." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv preview checkpoints
