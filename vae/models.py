@@ -1,0 +1,153 @@
+"""The models: a plain auto-encoder, the VAE (M1) and the semi-supervised VAE (M2).
+
+A model ties networks together and samples; what it maximises is in `vae.objectives`.
+Shapes: B batch, K classes, X data dimensions, Z latents.
+"""
+
+import torch
+from torch import nn
+from torch.distributions import Categorical, MultivariateNormal
+
+from vae import objectives
+from vae.marginalization import marginalize
+from vae.networks import diagonal_normal
+
+
+def _check_batch(x, x_dim):
+    if x.dim() != 2 or x.shape[1] != x_dim:
+        raise ValueError(f"x must have shape (batch, {x_dim}), not {tuple(x.shape)}; flatten images first")
+
+
+def _draw(likelihood, mean):
+    return likelihood.mean if mean else likelihood.sample()
+
+
+class AutoEncoder(nn.Module):
+    """Encode to a point, decode, compare: no prior, no posterior, hence no bound on log p(x)."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, x):
+        """Return the likelihood p(x|z) at the code z of each x (B, X)."""
+        self.decoder.check(x)
+        return self.decoder(self.encoder(x))
+
+    def reconstruct(self, x):
+        """Return the likelihood's mean at the code of each x: (B, X) -> (B, X)."""
+        return self(x).mean
+
+    def sample(self, num, codes, mean=False):
+        """Draw (num, X) by decoding a Gaussian fitted to `codes` (N, Z): the best that a model with no prior can do."""
+        z = MultivariateNormal(codes.mean(0), codes.T.cov().reshape(codes.shape[1], -1)).sample((num,))
+        return _draw(self.decoder(z), mean)
+
+
+class VAE(nn.Module):
+    """M1: p(z) = Normal(0, I), p(x|z) = `decoder`, q(z|x) = `encoder`   [paper 1, section 3]."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("prior_mean", torch.zeros(encoder.z_dim))
+
+    @property
+    def prior(self):
+        """p(z) = Normal(0, I), of event shape (Z,)."""
+        return diagonal_normal(self.prior_mean, torch.ones_like(self.prior_mean))
+
+    def forward(self, x):
+        """Return q(z|x) and p(x|z) at one reparameterised draw z, for x of shape (B, X).
+
+        Raises ValueError for a wrong shape or values outside the decoder's support.
+        """
+        _check_batch(x, self.encoder.x_dim)
+        self.decoder.check(x)
+        posterior = self.encoder(x)
+        return posterior, self.decoder(posterior.rsample())
+
+    def elbo(self, x):
+        """Return a one-sample estimate of the evidence lower bound: (B, X) -> (B,)."""
+        return objectives.elbo(x, *self(x), self.prior)
+
+    def importance_weighted_bound(self, x, num_samples):
+        """Return the bound from `num_samples` draws of z per example: (B, X) -> (B,)."""
+        _check_batch(x, self.encoder.x_dim)
+        self.decoder.check(x)
+        posterior = self.encoder(x)
+        z = posterior.rsample((num_samples,))  # (S, B, Z)
+        return objectives.importance_weighted_bound(x, z, posterior, self.decoder(z), self.prior)
+
+    def reconstruct(self, x):
+        """Return the likelihood's mean at the posterior's mean: (B, X) -> (B, X)."""
+        return self.decoder(self.encoder(x).mean).mean
+
+    def sample(self, num, mean=False):
+        """Draw (num, X) from p(x) by z ~ p(z), x ~ p(x|z), or return p(x|z)'s mean instead of the draw."""
+        return _draw(self.decoder(self.prior.sample((num,))), mean)
+
+
+class SemiSupervisedVAE(nn.Module):
+    """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
+
+    [paper 2, section 2.1]. Wherever a label is taken, y of shape (B,) gives one label to each image, and y of shape
+    (K, 1) pairs each of K labels with each image, at one 784-wide product per image.
+    """
+
+    def __init__(self, encoder, decoder, classifier):
+        super().__init__()
+        self.encoder, self.decoder, self.classifier = encoder, decoder, classifier
+        self.register_buffer("prior_mean", torch.zeros(encoder.z_dim))
+        self.register_buffer("label_logits", torch.zeros(classifier.num_classes))
+
+    prior = VAE.prior
+
+    @property
+    def label_prior(self):
+        """p(y), uniform over K labels."""
+        return Categorical(logits=self.label_logits, validate_args=False)
+
+    def _check(self, x, y=None):
+        _check_batch(x, self.encoder.x_dim)
+        self.decoder.check(x)
+        if y is not None and not (y.min() >= 0 and y.max() < self.classifier.num_classes):
+            last = self.classifier.num_classes - 1
+            raise ValueError(f"labels must lie in 0…{last}, but these span {y.min()}…{y.max()}")
+
+    def _noise(self, x):
+        return torch.randn(len(x), self.encoder.z_dim, device=x.device)
+
+    def _labeled_elbo(self, x, y, noise):
+        posterior = self.encoder(x, y)
+        z = posterior.mean + posterior.stddev * noise  # rsample, with the noise given: (B, Z) or (K, B, Z)
+        return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
+
+    def labeled_elbo(self, x, y):
+        """Return −L(x, y), one-sample estimate: x (B, X), y (B,) -> (B,). ValueError for labels out of range."""
+        self._check(x, y)
+        return self._labeled_elbo(x, y, self._noise(x))
+
+    def unlabeled_elbo(self, x, marginalize=marginalize):
+        """Return −U(x), summing over labels by `marginalize`: (B, X) -> (B,).
+
+        The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
+        """
+        self._check(x)
+        noise, label_posterior = self._noise(x), self.classifier(x)
+        expected = marginalize(lambda y: self._labeled_elbo(x, y, noise), label_posterior)
+        return objectives.unlabeled_elbo(expected, label_posterior)
+
+    def classify(self, x):
+        """Return the most probable label under q(y|x): (B, X) -> (B,)."""
+        return self.classifier(x).logits.argmax(-1)
+
+    def reconstruct(self, x):
+        """Return p(x|y, z)'s mean at the inferred label and the posterior's mean: (B, X) -> (B, X)."""
+        y = self.classify(x)
+        return self.decoder(self.encoder(x, y).mean, y).mean
+
+    def sample(self, label, num, mean=False):
+        """Draw (num, X) images of class `label`, or return p(x|y, z)'s mean instead of the draw."""
+        y = torch.full((num,), label, device=self.prior_mean.device)
+        return _draw(self.decoder(self.prior.sample((num,)), y), mean)
