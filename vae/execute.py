@@ -1,0 +1,50 @@
+"""Run notebooks top to bottom with live output, and rewrite them when they succeed: python -m vae.execute NOTEBOOK…"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from traitlets.config import Config
+
+from vae.files import atomic_path
+from vae.workspace import Workspace
+
+
+class LiveClient(NotebookClient):
+    """A notebook client that also prints what cells print, while they run."""
+
+    def process_message(self, message, cell, cell_index):
+        """Echo text output, then do as any client does."""
+        if message["msg_type"] == "stream":
+            sys.stdout.write(message["content"]["text"])
+            sys.stdout.flush()
+        return super().process_message(message, cell, cell_index)
+
+
+def execute(path, folder):
+    """Run the notebook at `path` and write it, with its outputs, to `folder`; on an error nothing is written."""
+    print(f"\n=== {path}", flush=True)
+    notebook = nbformat.read(path, as_version=4)
+    config = Config(KernelManager={"transport": "ipc"})  # no ports, and no kernel warning about them
+    LiveClient(notebook, config=config, record_timing=False, coalesce_streams=True, store_widget_state=False).execute()
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    with atomic_path(folder / path.name) as partial:
+        nbformat.write(notebook, partial)
+
+
+def main(paths):
+    """Run each notebook; what runs on less than the full MNIST goes to the preview folder, not over the original."""
+    workspace = Workspace()
+    folder = workspace.folder if workspace.note else Path()
+    for path in map(Path, paths):
+        try:
+            execute(path, folder)
+        except (CellExecutionError, DeadKernelError) as error:
+            sys.exit(f"{path} failed and is unchanged:\n{error}")
+    print(f"\nNotebooks written to {folder.absolute()}, figures to {workspace.folder.absolute()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""One plain training loop for every model: progress, history, exact resume, a clear stop at a non-finite loss."""
+
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm
+
+from vae.files import atomic_path
+
+
+def fit(loss_fn, model, batches, *, epochs, lr, evaluate=lambda: {}, checkpoint=None, bf16=False, name="model"):
+    """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle rate that peaks at `lr`.
+
+    Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
+    With `checkpoint`, a path, the run is saved after each epoch and an unfinished run is resumed from it, bit for bit;
+    a finished one starts afresh. `bf16` runs the layers in bfloat16.
+
+    Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
+    settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16}
+    run = _Run(settings, model, optimizer, schedule, batches.generator)
+    history = run.resume(Path(checkpoint)) if checkpoint else []
+    with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
+        for epoch in range(len(history), epochs):
+            total = 0.0
+            for step, batch in enumerate(batches):
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+                    loss = loss_fn(batch)
+                total += _finite(loss.item(), name, epoch, step)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
+                bar.update()
+            with torch.no_grad():
+                history.append({"loss": total / len(batches), **evaluate()})
+            if checkpoint:
+                run.save(Path(checkpoint), history)
+    print(f"{name}: {epochs} epochs, loss {history[-1]['loss']:.2f}", flush=True)
+    return history
+
+
+def evaluate_mean(value, *tensors, batch_size=1000):
+    """Return the mean over all rows of `value(*rows)`, one value per example, computed in batches without gradient."""
+    with torch.no_grad():
+        batches = zip(*(t.split(batch_size) for t in tensors), strict=True)
+        return torch.cat([value(*rows) for rows in batches]).mean().item()
+
+
+def load_checkpoint(path):
+    """Return the state that `fit` saved at `path`. Executes nothing from it. ValueError if it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}; delete it to start over") from error
+
+
+def load_model(model, path):
+    """Load the parameters that `fit` saved at `path` into `model`. ValueError if they are of another architecture."""
+    try:
+        model.load_state_dict(load_checkpoint(path)["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} was saved from another architecture: {error}") from error
+
+
+def _progress_bar(name, done, total):
+    """A line on stdout, rewritten while training runs and then gone: a notebook keeps no trace of it."""
+    form = "{desc}: {percentage:3.0f} %{postfix}, {remaining} left"
+    return tqdm(desc=name, initial=done, total=total, bar_format=form, file=sys.stdout, leave=False, mininterval=0.5)
+
+
+def _finite(loss, name, epoch, step):
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{name}: the loss became {loss} in epoch {epoch + 1}, step {step + 1}. "
+            "Lower the learning rate, or look for a scale that collapsed; a checkpoint, if any, holds the last epoch"
+        )
+    return loss
+
+
+class _Run:
+    """All that decides how training goes on, to be saved and restored: parameters, optimiser, schedule, generators."""
+
+    def __init__(self, settings, model, optimizer, schedule, generator):
+        self.settings, self.device, self.generator = settings, next(model.parameters()).device, generator
+        self.parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    def save(self, path, history):
+        """Write the state to `path`, atomically."""
+        state = {"settings": self.settings, "history": history, "random": torch.get_rng_state()}
+        state |= {"batches": self.generator.get_state()} | {k: part.state_dict() for k, part in self.parts.items()}
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        with atomic_path(path) as partial:
+            torch.save(state, partial)
+
+    def resume(self, path):
+        """Restore the state at `path`, if it is there and unfinished, and return its history."""
+        state = load_checkpoint(path) if path.exists() else None
+        if state is None or len(state["history"]) == state["settings"]["epochs"]:
+            return []
+        if state["settings"] != self.settings:
+            raise ValueError(
+                f"{path} holds an unfinished run with {state['settings']}, not {self.settings}; delete it to start over"
+            )
+        load_model(self.parts["model"], path)
+        self.parts["optimizer"].load_state_dict(state["optimizer"])
+        self.parts["schedule"].load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"])
+        self.generator.set_state(state["batches"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        return state["history"]
