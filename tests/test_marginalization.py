@@ -1,0 +1,77 @@
+"""The sum over labels, vectorised and looped, against brute force."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical
+from torch.nn.functional import logsigmoid
+from torch.testing import assert_close
+
+from vae.marginalization import marginalize, marginalize_loop
+from vae.models import SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder
+
+both = pytest.mark.parametrize("method", [marginalize, marginalize_loop])
+
+
+@both
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 20])
+def test_sum_over_labels_equals_brute_force(method, num_classes):
+    probs, bounds = torch.rand(5, num_classes).softmax(1), torch.randn(5, num_classes)
+    value = method(lambda y: bounds[torch.arange(5), y], Categorical(probs))
+    brute = [sum(probs[b, k].item() * bounds[b, k].item() for k in range(num_classes)) for b in range(5)]
+    assert_close(value, torch.tensor(brute))
+
+
+def model(num_classes):
+    return SemiSupervisedVAE(
+        Encoder(6, 2, [8], num_classes), BernoulliDecoder(2, 6, [8], num_classes), Classifier(6, num_classes, [8])
+    )
+
+
+def brute_force(model, x, num_classes):
+    """−U(x) image by image and label by label, from `labeled_elbo` with the noise that `unlabeled_elbo` draws."""
+    values = []
+    for b in range(len(x)):
+        q = model.classifier(x).probs[b]
+        for k in range(num_classes):
+            torch.manual_seed(5)
+            bound = model.labeled_elbo(x, torch.full((len(x),), k))[b]
+            values.append(q[k] * (bound - q[k].log()))
+    return torch.stack(values).view(len(x), num_classes).sum(1)
+
+
+def gradients(model, values):
+    return torch.autograd.grad(values.sum(), list(model.parameters()))
+
+
+@both
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_unlabeled_elbo_and_its_gradients_equal_brute_force(method, num_classes):
+    m2, x = model(num_classes), torch.rand(4, 6).bernoulli()
+    expected = brute_force(m2, x, num_classes)
+    torch.manual_seed(5)
+    values = m2.unlabeled_elbo(x, method)
+    assert_close(values, expected)
+    for gradient, reference in zip(gradients(m2, values), gradients(m2, expected), strict=True):
+        assert_close(gradient, reference)
+
+
+@both
+def test_unlabeled_elbo_is_log_px_in_a_model_that_can_be_enumerated(method):
+    """Images of 3 pixels that depend on the label alone, q(z|x, y) = p(z) and q(y|x) = p(y|x): the bound is tight."""
+    m2 = model(4)
+    m2.encoder, m2.decoder = Encoder(3, 2, [8], 4), BernoulliDecoder(2, 3, [8], 4)
+    for silenced in (*m2.encoder.network.rest.parameters(), m2.decoder.network.first.weight):
+        nn.init.zeros_(silenced)
+    nn.init.normal_(m2.decoder.network.label_column.weight, std=3)
+    x = torch.tensor(list(product([0.0, 1.0], repeat=3)))  # all 8 images
+    network = m2.decoder.network
+    logits = network.rest(network.first.bias + network.label_column.weight)  # (4, 3)
+    log_joint = torch.stack([logsigmoid((2 * x - 1) * row).sum(1) for row in logits], 1) - torch.tensor(4.0).log()
+    m2.classifier.forward = lambda x: Categorical(logits=log_joint)
+    values = m2.unlabeled_elbo(x, method)
+    assert_close(values, log_joint.logsumexp(1))
+    assert_close(values.exp().sum(), torch.tensor(1.0))

@@ -1,0 +1,229 @@
+"""The models: what they sample, refuse and learn from, against linear models that can be solved by hand."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal
+from torch.testing import assert_close
+
+from vae.data import two_gaussians
+from vae.models import VAE, AutoEncoder, SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder, diagonal_normal
+
+
+def m1():
+    return VAE(Encoder(6, 2, [8]), BernoulliDecoder(2, 6, [8]))
+
+
+def m2():
+    return SemiSupervisedVAE(Encoder(6, 2, [8], 4), BernoulliDecoder(2, 6, [8], 4), Classifier(6, 4, [8]))
+
+
+def test_unlabelled_images_alone_train_encoder_decoder_and_classifier():
+    model = m2()
+    model.unlabeled_elbo(torch.rand(16, 6).bernoulli()).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+class FixedEncoder(nn.Module):
+    """q(z|x, y) = N(mean + shift[y], scale² I), with a mean and a scale for each row of x: a gradient for each draw."""
+
+    def __init__(self, num):
+        super().__init__()
+        self.x_dim, self.z_dim, self.shift = 6, 2, torch.randn(4, 2)
+        self.mean, self.scale = nn.Parameter(torch.randn(2).repeat(num, 1)), nn.Parameter(torch.full((num, 2), 0.3))
+
+    def forward(self, x, y=None):
+        mean = self.mean[: len(x)] + (0 if y is None else self.shift[y])
+        return diagonal_normal(mean, self.scale[: len(x)].expand(mean.shape))
+
+
+class LinearDecoder(nn.Module):
+    """p(x|y, z) = N(Wz + offset[y], s² I), whose expected log-likelihood under a Normal q(z) is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.offsets, self.scale = torch.randn(6, 2), torch.randn(4, 6), 0.7
+
+    check = staticmethod(lambda x: None)
+
+    def forward(self, z, y=None):
+        mean = z @ self.weight.T + (0 if y is None else self.offsets[y])
+        return diagonal_normal(mean, torch.full_like(mean, self.scale))
+
+    def elbo(self, x, posterior, offset=0.0):
+        residual = x - posterior.mean @ self.weight.T - offset
+        spread = posterior.variance @ (self.weight**2).sum(0)
+        log_likelihood = Normal(0, self.scale).log_prob(residual).sum(1) - spread / (2 * self.scale**2)
+        divergence = 0.5 * (posterior.mean**2 + posterior.variance - 1 - posterior.variance.log()).sum(1)
+        return log_likelihood - divergence
+
+
+def assert_unbiased(values, exact, encoder):
+    """The draws, and their gradients, must average to the exact value and gradient, within five standard errors."""
+    gradients = torch.autograd.grad(values.sum(), [encoder.mean, encoder.scale])
+    exact_gradients = torch.autograd.grad(exact, [encoder.mean, encoder.scale], retain_graph=True)
+    for draws, expected in ((values, exact), *zip(gradients, [g.sum(0) for g in exact_gradients], strict=True)):
+        assert ((draws.mean(0) - expected).abs() < 5 * draws.std(0) / len(draws) ** 0.5).all()
+
+
+def test_m1_elbo_and_its_gradient_are_unbiased():
+    x, model = torch.randn(1, 6), VAE(FixedEncoder(20_000), LinearDecoder())
+    exact = model.decoder.elbo(x, model.encoder(x))[0]
+    assert_unbiased(model.elbo(x.expand(20_000, 6)), exact, model.encoder)
+
+
+def test_m2_bounds_and_their_gradients_are_unbiased():
+    x, model = torch.randn(1, 6), SemiSupervisedVAE(FixedEncoder(20_000), LinearDecoder(), Classifier(6, 4, [8]))
+    many, posterior = x.expand(20_000, 6), model.encoder(x, torch.arange(4))
+    exact = model.decoder.elbo(x, posterior, model.decoder.offsets) - torch.tensor(4.0).log()  # (4,)
+    for label in range(4):
+        values = model.labeled_elbo(many, torch.full((20_000,), label))
+        assert_unbiased(values, exact[label], model.encoder)
+    q = model.classifier(x).probs[0]
+    assert_unbiased(model.unlabeled_elbo(many), (q * (exact - q.log())).sum(), model.encoder)
+
+
+def test_m1_importance_weighted_bound_of_one_sample_averages_to_the_elbo():
+    model, x = m1(), torch.rand(1, 6).bernoulli().expand(20_000, 6)
+    with torch.no_grad():
+        bound, elbo = model.importance_weighted_bound(x, 1), model.elbo(x)
+    assert bound.shape == elbo.shape == (20_000,)
+    assert abs(bound.mean() - elbo.mean()) < 5 * ((bound.var() + elbo.var()) / 20_000) ** 0.5
+
+
+def constant(decoder, logits):
+    """Make the decoder ignore z: its pixels have these logits, of shape (X,), or (K, X) for one row per label."""
+    rows = torch.atleast_2d(torch.as_tensor(logits))
+    with torch.no_grad():
+        first, last = decoder.network.first, decoder.network.rest[-1]
+        first.weight.zero_(), first.bias.zero_(), last.bias.zero_(), last.weight.zero_()
+        if decoder.network.label_column is None:
+            last.bias.copy_(rows[0])
+        else:
+            nn.init.eye_(decoder.network.label_column.weight)
+            last.weight[:, : len(rows)] = rows.T
+    return decoder
+
+
+def test_samples_are_binary_and_as_frequent_as_their_mean_says():
+    logits = torch.linspace(-3, 3, 24).view(4, 6)
+    vae = VAE(Encoder(6, 2, [8]), constant(BernoulliDecoder(2, 6, [8]), logits[0]))
+    ssl = SemiSupervisedVAE(Encoder(6, 2, [8], 4), constant(BernoulliDecoder(2, 6, [8], 4), logits), m2().classifier)
+    for sample, row in ((vae.sample, 0), *((partial(ssl.sample, k), k) for k in range(4))):
+        images, p = sample(10_000), logits[row].sigmoid()
+        assert images.shape == (10_000, 6)
+        assert set(images.unique().tolist()) == {0, 1}
+        assert ((images.mean(0) - p).abs() < 5 * (p * (1 - p) / 10_000).sqrt()).all()
+        assert_close(sample(3, mean=True), p.expand(3, 6))
+
+
+def test_samples_vary_with_a_standard_normal_latent():
+    model = VAE(Encoder(2, 2, [8]), lambda z: diagonal_normal(z, torch.ones_like(z)))  # decodes to z itself
+    z = model.sample(10_000, mean=True)
+    assert (z.mean(0).abs() < 5 / 10_000**0.5).all()
+    assert ((z.T.cov() - torch.eye(2)).abs() < 5 * (1 + torch.eye(2)).sqrt() / 10_000**0.5).all()
+
+
+def test_reconstruction_decodes_the_posterior_mean_at_the_inferred_label():
+    x, vae, ssl = torch.rand(5, 6), m1(), m2()
+    assert_close(vae.reconstruct(x), vae.decoder(vae.encoder(x).base_dist.loc).base_dist.probs)
+    for row in x.split(1):
+        label = ssl.classifier(row).probs[0].argmax()
+        z = ssl.encoder(row, label).base_dist.loc
+        assert_close(ssl.reconstruct(row), ssl.decoder(z, label).base_dist.probs)
+
+
+def test_classify_returns_the_most_probable_label():
+    model = m2()
+    first, last = model.classifier.network.first, model.classifier.network.rest[-1]
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(8, 6)), last.weight.copy_(torch.eye(4, 8))
+        first.bias.zero_(), last.bias.zero_()  # the logits are now the first four pixels
+    assert model.classify(torch.eye(6)[[2, 0, 3, 1]]).tolist() == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_auto_encoder_samples_the_gaussian_fitted_to_its_codes(dim):
+    model = AutoEncoder(None, lambda z: diagonal_normal(z, torch.ones_like(z)))  # decodes to z itself
+    codes = torch.randn(200, dim) @ torch.randn(dim, dim) + 3
+    z = model.sample(10_000, codes, mean=True)
+    covariance = torch.tensor(np.cov(codes.T.numpy())).float().view(dim, dim)
+    variance = covariance.diag()
+    assert ((z.mean(0) - codes.mean(0)).abs() < 5 * (variance / 10_000).sqrt()).all()
+    error = ((variance.outer(variance) + covariance**2) / 10_000).sqrt()  # of a Gaussian's sample covariance
+    assert ((z.T.cov().view(dim, dim) - covariance).abs() < 5 * error).all()
+
+
+def test_auto_encoder_decodes_its_code():
+    model = AutoEncoder(nn.Linear(6, 2), BernoulliDecoder(2, 6, [8]))
+    x = torch.rand(5, 6)
+    probs = model.decoder.network(x @ model.encoder.weight.T + model.encoder.bias).sigmoid()
+    assert_close(model(x).mean, probs)
+    assert_close(model.reconstruct(x), probs)
+
+
+good = torch.full((3, 6), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "complaint"),
+    [
+        (good * 255, r"\[0, 1\].*127\.5"),
+        (good - 1, r"\[0, 1\].*-0\.5"),
+        (good.log() * float("nan"), r"\[0, 1\].*nan"),
+        (good[:, :5], r"\(batch, 6\).*\(3, 5\)"),
+        (good[0], r"\(batch, 6\).*\(6,\)"),
+        (good.view(3, 2, 3), r"\(batch, 6\).*\(3, 2, 3\)"),
+    ],
+)
+def test_images_that_are_no_images_are_refused(x, complaint):
+    vae, ssl = m1(), m2()
+    y = torch.zeros(len(x)).long()
+    for refuse in (vae, vae.elbo, lambda x: vae.importance_weighted_bound(x, 2)):
+        with pytest.raises(ValueError, match=complaint):
+            refuse(x)
+    for refuse in (ssl.unlabeled_elbo, lambda x: ssl.labeled_elbo(x, y)):
+        with pytest.raises(ValueError, match=complaint):
+            refuse(x)
+
+
+@pytest.mark.parametrize(("labels", "span"), [([0, 1, 4], "0…4"), ([-1, 0, 3], "-1…3")])
+def test_labels_out_of_range_are_refused(labels, span):
+    with pytest.raises(ValueError, match=f"0…3.*{span}"):
+        m2().labeled_elbo(good, torch.tensor(labels))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_real_data_must_be_finite(value):
+    model = VAE(Encoder(2, 2, [8]), GaussianDecoder(2, 2, [8]))
+    with pytest.raises(ValueError, match="finite"):
+        model.elbo(torch.tensor([[0.0, value]]))
+
+
+@pytest.mark.parametrize("model", [m1, m2])
+def test_the_prior_follows_the_model(model):
+    assert model().to(torch.float64).prior.sample().dtype == torch.float64
+    assert model().to("meta").prior.mean.device.type == "meta"
+
+
+def test_a_small_vae_learns_a_density_that_no_single_gaussian_matches():
+    """On unseen data the ELBO beats the best Gaussian's log-density, and never the true one."""
+    density = two_gaussians()
+    data, unseen = density.sample((4000,)), density.sample((4000,))
+    model = VAE(Encoder(2, 2, [32]), GaussianDecoder(2, 2, [32]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-model.elbo(data[torch.randint(4000, (200,))]).mean()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        elbo, true = model.elbo(unseen), density.log_prob(unseen)
+    gaussian = MultivariateNormal(data.mean(0), data.T.cov()).log_prob(unseen)
+    for better, worse in ((true, elbo), (elbo, gaussian)):
+        gain = better - worse
+        assert gain.mean() > 5 * gain.std() / 4000**0.5
