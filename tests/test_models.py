@@ -198,6 +198,19 @@ def test_labels_out_of_range_are_refused(labels, span):
         m2().labeled_elbo(good, torch.tensor(labels))
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 3), (4, 3), ()])
+def test_labels_of_a_shape_that_would_broadcast_by_accident_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(3,\) or \(4, 1\)"):
+        m2().labeled_elbo(good, torch.zeros(shape).long())
+
+
+def test_bounds_are_computed_in_float64_when_asked():
+    model, x = m2().double(), good.double()
+    torch.manual_seed(0)
+    values = model.labeled_elbo(x, torch.tensor([0, 1, 2])), model.unlabeled_elbo(x), m1().double().elbo(x)
+    assert all(v.dtype == torch.float64 and v.isfinite().all() for v in values)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_real_data_must_be_finite(value):
     model = VAE(Encoder(2, 2, [8]), GaussianDecoder(2, 2, [8]))

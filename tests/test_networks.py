@@ -87,3 +87,9 @@ def test_gaussian_decoder_has_the_scale_it_is_given_or_learns_one_for_each_z():
     assert (learned.stddev == learned.stddev[..., :1]).all()  # the same in every dimension
     assert len(learned.stddev.unique()) == 4 * 9
     assert len(learned.mean.unique()) == 4 * 9 * 6
+
+
+def test_a_label_starts_out_as_visible_as_its_columns_scale_of_one():
+    """The label column's scale decides whether M2 ever uses y: five standard errors of a standard deviation."""
+    column = MLP(784, [4000], 2, num_classes=10).label_column.weight
+    assert abs(column.std() - 1) < 5 / (2 * column.numel()) ** 0.5

@@ -202,6 +202,22 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_step(bad):
         assert torch.equal(parameter, expected)
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(checkpoint):
+    model, steps = nn.Linear(1, 1), itertools.count()
+
+    def loss_fn(x):
+        loss = model(x).square().mean()
+        poison = (model.weight * 0).abs().sqrt().sum()  # zero, with a gradient of 0 · ∞
+        return loss + poison if next(steps) == 7 else loss  # the last step of epoch 2
+
+    batches = Batches(torch.rand(20, 1), 5, torch.Generator())
+    with pytest.raises(FloatingPointError, match=r"tiny.*after epoch 2"):
+        fit(loss_fn, model, batches, epochs=3, lr=0.1, checkpoint=checkpoint, name="tiny")
+    state = load_checkpoint(checkpoint)
+    assert len(state["history"]) == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
 def test_history_holds_the_mean_loss_and_the_evaluation_after_each_epoch():
     model, losses = nn.Linear(1, 1), []
 

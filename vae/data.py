@@ -121,9 +121,10 @@ def labeled_split(labels, num_labeled, generator, num_classes=10):
 
     Raises ValueError for labels outside 0…num_classes − 1 and for counts that cannot be balanced.
     """
+    low, high = labels.aminmax()
+    if not (low >= 0 and high < num_classes):
+        raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {low}…{high}")
     counts = torch.bincount(labels, minlength=num_classes)
-    if len(counts) > num_classes:
-        raise ValueError(f"labels must lie in 0…{num_classes - 1}, but one is {labels.max()}")
     per_class, rest = divmod(num_labeled, num_classes)
     if rest or not 1 <= per_class <= counts.min():
         raise ValueError(

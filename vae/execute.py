@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
@@ -27,8 +28,10 @@ def execute(path, folder):
     """Run the notebook at `path` and write it, with its outputs, to `folder`; on an error nothing is written."""
     print(f"\n=== {path}", flush=True)
     notebook = nbformat.read(path, as_version=4)
-    config = Config(KernelManager={"transport": "ipc"})  # no ports, and no kernel warning about them
-    LiveClient(notebook, config=config, record_timing=False, coalesce_streams=True, store_widget_state=False).execute()
+    with TemporaryDirectory() as sockets:  # instead of network ports, which the kernel would warn of
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        settings = {"record_timing": False, "coalesce_streams": True, "store_widget_state": False}
+        LiveClient(notebook, config=config, **settings).execute()
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     with atomic_path(folder / path.name) as partial:
         nbformat.write(notebook, partial)

@@ -111,12 +111,16 @@ class SemiSupervisedVAE(nn.Module):
     def _check(self, x, y=None):
         _check_batch(x, self.encoder.x_dim)
         self.decoder.check(x)
-        if y is not None and not (y.min() >= 0 and y.max() < self.classifier.num_classes):
-            last = self.classifier.num_classes - 1
-            raise ValueError(f"labels must lie in 0…{last}, but these span {y.min()}…{y.max()}")
+        if y is None:
+            return
+        num_classes = self.classifier.num_classes
+        if y.shape not in ((len(x),), (num_classes, 1)):
+            raise ValueError(f"y must have shape ({len(x)},) or ({num_classes}, 1), not {tuple(y.shape)}")
+        if not (y.min() >= 0 and y.max() < num_classes):
+            raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {y.min()}…{y.max()}")
 
     def _noise(self, x):
-        return torch.randn(len(x), self.encoder.z_dim, device=x.device)
+        return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
 
     def _labeled_elbo(self, x, y, noise):
         posterior = self.encoder(x, y)
@@ -124,7 +128,10 @@ class SemiSupervisedVAE(nn.Module):
         return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
 
     def labeled_elbo(self, x, y):
-        """Return −L(x, y), one-sample estimate: x (B, X), y (B,) -> (B,). ValueError for labels out of range."""
+        """Return −L(x, y), a one-sample estimate: x (B, X), y (B,) -> (B,), or y (K, 1) -> (K, B).
+
+        Raises ValueError for wrong shapes, labels out of range, or pixels outside [0, 1].
+        """
         self._check(x, y)
         return self._labeled_elbo(x, y, self._noise(x))
 

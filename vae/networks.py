@@ -20,6 +20,8 @@ class MLP(nn.Module):
 
     The column is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
     Written so, the 784-wide product W_x x is computed once per image, however many labels broadcast against it.
+    Columns start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first is never
+    used, because by then the latents have learned to say what it would have said.
     """
 
     def __init__(self, in_dim, hidden_dims, out_dim, num_classes=0):
@@ -29,16 +31,14 @@ class MLP(nn.Module):
         self.label_column = nn.Embedding(num_classes, first) if num_classes else None
         widths = pairwise([*hidden_dims, out_dim])
         self.rest = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(), nn.Linear(a, b))))
-        if num_classes:
-            bound = (in_dim + num_classes) ** -0.5  # nn.Linear's own initialisation of a (X + K)-wide layer
-            nn.init.uniform_(self.label_column.weight, -bound, bound)
 
     def forward(self, x, y=None):
         """Map (B, X) to (B, out_dim). Labels of shape (B,) keep that shape; (K, 1) broadcasts to (K, B, out_dim)."""
         hidden = self.first(x)  # (B, H)
         if self.label_column is not None:
             hidden = hidden + self.label_column(y)  # (B, H) + (B, H) -> (B, H), or + (K, 1, H) -> (K, B, H)
-        return self.rest(hidden).float()  # densities are computed in float32, whatever the layers ran in
+        output = self.rest(hidden)
+        return output.to(torch.promote_types(output.dtype, torch.float32))  # densities need more than bfloat16
 
 
 class Encoder(nn.Module):

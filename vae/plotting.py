@@ -23,7 +23,7 @@ def latent_grid(n, limit=None):
 def tile(images, columns):
     """Return one 2-D picture of 28×28 images (N, 784) laid out row by row."""
     rows = images.cpu().reshape(-1, columns, 28, 28)  # (rows, columns, 28, 28)
-    return rows.transpose(1, 2).reshape(-1, columns * 28)
+    return rows.transpose(1, 2).reshape(-1, columns * 28).numpy()
 
 
 def _show_tiles(axis, images, columns, title="", interpolation="none"):
@@ -55,7 +55,7 @@ def image_panels(panels, columns, panels_per_row=None, interpolation="none"):
     figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * height), squeeze=False)
     for axis, (title, images) in zip(axes.flat, panels.items(), strict=True):
         _show_tiles(axis, images, columns, title, interpolation)
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, w_pad=1.5)
     return figure
 
 
@@ -73,9 +73,9 @@ def points_panels(panels, data, limits=((-7, 6), (-4, 4))):
 
 def latent_scatter(panels, labels):
     """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2)."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
     labels = labels.cpu()
-    for axis, (title, codes) in zip(axes, panels.items(), strict=True):
+    for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
         codes = codes.cpu()
         dots = axis.scatter(*codes.T, c=labels, cmap=ListedColormap(DIGIT_COLORS), s=3, linewidths=0)
         for digit in range(10):
@@ -90,8 +90,8 @@ def latent_scatter(panels, labels):
 
 def curves(panels, xlabel="epoch"):
     """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8))
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, values), color in zip(lines.items(), DIGIT_COLORS, strict=False):
             axis.plot(range(1, len(values) + 1), values, label=name, color=color, linewidth=1.8)
         axis.set(title=title, xlabel=xlabel)
@@ -103,10 +103,10 @@ def curves(panels, xlabel="epoch"):
 
 def histograms(panels, bins=32):
     """Show how values in [0, 1] are distributed, on a log scale: `panels` maps titles to values."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), sharey=True)
-    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), sharey=True, squeeze=False)
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
         axis.hist(values.cpu().flatten().numpy(), bins=bins, range=(0, 1), log=True, color=DIGIT_COLORS[0])
         axis.set(title=title, xlabel="intensity")
-    axes[0].set_ylabel("pixels")
+    axes.flat[0].set_ylabel("pixels")
     figure.tight_layout()
     return figure

@@ -13,7 +13,10 @@ from vae.files import atomic_path
 
 
 def fit(loss_fn, model, batches, *, epochs, lr, evaluate=lambda: {}, checkpoint=None, bf16=False, name="model"):
-    """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle rate that peaks at `lr`.
+    """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
+
+    The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and moves the first momentum
+    the other way.
 
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
     With `checkpoint`, a path, the run is saved after each epoch and an unfinished run is resumed from it, bit for bit;
@@ -39,6 +42,7 @@ def fit(loss_fn, model, batches, *, epochs, lr, evaluate=lambda: {}, checkpoint=
                 schedule.step()
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
                 bar.update()
+            _check_finite(model, name, epoch)
             with torch.no_grad():
                 history.append({"loss": total / len(batches), **evaluate()})
             if checkpoint:
@@ -55,11 +59,16 @@ def evaluate_mean(value, *tensors, batch_size=1000):
 
 
 def load_checkpoint(path):
-    """Return the state that `fit` saved at `path`. Executes nothing from it. ValueError if it cannot be read."""
+    """Return the state that `fit` saved at `path`. Executes nothing from it. ValueError if it is no such file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}; delete it to start over") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint; delete it to start over") from error
+    if not (isinstance(state, dict) and {"settings", "history", "model"} <= state.keys()):
+        raise ValueError(f"{path} is not a checkpoint of vae.training.fit; delete it or choose another path")
+    return state
 
 
 def load_model(model, path):
@@ -83,6 +92,14 @@ def _finite(loss, name, epoch, step):
             "Lower the learning rate, or look for a scale that collapsed; a checkpoint, if any, holds the last epoch"
         )
     return loss
+
+
+def _check_finite(model, name, epoch):
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise FloatingPointError(
+            f"{name}: parameters that are not finite after epoch {epoch + 1}, though the loss was; "
+            "look for a gradient that is infinite or NaN. A checkpoint, if any, holds the epoch before"
+        )
 
 
 class _Run:
