@@ -93,3 +93,10 @@ def test_a_label_starts_out_as_visible_as_its_columns_scale_of_one():
     """The label column's scale decides whether M2 ever uses y: five standard errors of a standard deviation."""
     column = MLP(784, [4000], 2, num_classes=10).label_column.weight
     assert abs(column.std() - 1) < 5 / (2 * column.numel()) ** 0.5
+
+
+def test_labels_are_neither_forgotten_nor_ignored():
+    y = torch.zeros(3).long()
+    for network, inputs in ((Encoder(4, 2, [5], num_classes=3), {}), (Encoder(4, 2, [5]), {"y": y})):
+        with pytest.raises(ValueError, match="num_classes"):
+            network(torch.randn(3, 4), **inputs)

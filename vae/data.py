@@ -49,7 +49,9 @@ class MNISTNotFoundError(FileNotFoundError):
 
 
 def load_mnist(root=None):
-    """Return MNIST, split as in both papers, from `root`, $VAE_DATA or ./data, or else by torchvision's download.
+    """Return MNIST, split as in the semi-supervised paper, from `root`, $VAE_DATA or ./data.
+
+    If none of these holds it, torchvision downloads it to the first of them that is given.
 
     Raises ValueError for a file with the wrong MD5, MNISTNotFoundError if there is nothing to read.
     """

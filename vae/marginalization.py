@@ -1,6 +1,7 @@
-"""The sum over labels, E_q(y|x)[bound(y)] = Σ_y q(y|x) bound(y), which M2's unlabelled bound needs [paper 2, eq. 7].
+"""The sum over labels, E_q(y|x)[bound(y)] = Σ_y q(y|x) bound(y), which M2's unlabelled bound needs [2, eq. 7].
 
 `bound` maps labels that broadcast against the batch (B,) to one value per example, say y ↦ −L(x, y).
+[2] is in `vae.objectives`.
 """
 
 import torch
@@ -14,7 +15,7 @@ def marginalize(bound, label_posterior):
 
 
 def marginalize_loop(bound, label_posterior):
-    """The same sum, one label at a time: slow, and the reference that `marginalize` is tested against."""
+    """The same sum, one label at a time: slower, and the reference that `marginalize` is tested against."""
     probs = label_posterior.probs  # (B, K)
     total = torch.zeros_like(probs[:, 0])
     for k in range(probs.shape[-1]):

@@ -1,6 +1,6 @@
 """The models: a plain auto-encoder, the VAE (M1) and the semi-supervised VAE (M2).
 
-A model ties networks together and samples; what it maximises is in `vae.objectives`.
+A model ties networks together and samples; what it maximises, and the papers [1] and [2], are in `vae.objectives`.
 Shapes: B batch, K classes, X data dimensions, Z latents.
 """
 
@@ -39,13 +39,13 @@ class AutoEncoder(nn.Module):
         return self(x).mean
 
     def sample(self, num, codes, mean=False):
-        """Draw (num, X) by decoding a Gaussian fitted to `codes` (N, Z): the best that a model with no prior can do."""
+        """Draw (num, X) by decoding a Gaussian fitted to `codes` (N, Z): a stand-in for the prior that it lacks."""
         z = MultivariateNormal(codes.mean(0), codes.T.cov().reshape(codes.shape[1], -1)).sample((num,))
         return _draw(self.decoder(z), mean)
 
 
 class VAE(nn.Module):
-    """M1: p(z) = Normal(0, I), p(x|z) = `decoder`, q(z|x) = `encoder`   [paper 1, section 3]."""
+    """M1: p(z) = Normal(0, I), p(x|z) = `decoder`, q(z|x) = `encoder`   [1, section 3]."""
 
     def __init__(self, encoder, decoder):
         super().__init__()
@@ -91,7 +91,7 @@ class VAE(nn.Module):
 class SemiSupervisedVAE(nn.Module):
     """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
 
-    [paper 2, section 2.1]. Wherever a label is taken, y of shape (B,) gives one label to each image, and y of shape
+    [2, sections 2 and 3.1.2]. Wherever a label is taken, y of shape (B,) gives one label to each image, and y of shape
     (K, 1) pairs each of K labels with each image, at one 784-wide product per image.
     """
 

@@ -20,8 +20,8 @@ class MLP(nn.Module):
 
     The column is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
     Written so, the 784-wide product W_x x is computed once per image, however many labels broadcast against it.
-    Columns start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first is never
-    used, because by then the latents have learned to say what it would have said.
+    Columns start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first tends to
+    go unused, because by then the latents have learned to say what it would have said.
     """
 
     def __init__(self, in_dim, hidden_dims, out_dim, num_classes=0):
@@ -34,6 +34,8 @@ class MLP(nn.Module):
 
     def forward(self, x, y=None):
         """Map (B, X) to (B, out_dim). Labels of shape (B,) keep that shape; (K, 1) broadcasts to (K, B, out_dim)."""
+        if (y is None) != (self.label_column is None):
+            raise ValueError("a network made with num_classes needs labels, and one made without takes none")
         hidden = self.first(x)  # (B, H)
         if self.label_column is not None:
             hidden = hidden + self.label_column(y)  # (B, H) + (B, H) -> (B, H), or + (K, 1, H) -> (K, B, H)
@@ -86,14 +88,13 @@ class GaussianDecoder(nn.Module):
     def __init__(self, z_dim, x_dim, hidden_dims, scale=None):
         super().__init__()
         self.scale = scale
-        self.network = MLP(z_dim, hidden_dims, x_dim if scale else x_dim + 1)
+        self.network = MLP(z_dim, hidden_dims, x_dim + (scale is None))
 
     def forward(self, z):
         """Return the likelihood of x."""
-        if self.scale:
-            mean = self.network(z)
-            return diagonal_normal(mean, torch.full_like(mean, self.scale))
         output = self.network(z)
+        if self.scale is not None:
+            return diagonal_normal(output, torch.full_like(output, self.scale))
         mean, log_scale = output[..., :-1], output[..., -1:]
         return diagonal_normal(mean, log_scale.exp().expand_as(mean))
 

@@ -13,7 +13,7 @@ WIDTH = 8.4  # of a figure, in inches
 def latent_grid(n, limit=None):
     """Return (n², 2) points: n quantiles of Normal(0, 1) on each axis, or n even steps in [−limit, limit].
 
-    Quantiles (the inverse Gaussian CDF at even steps) give each cell the same prior mass [paper 1, figure 4]. The
+    Quantiles (the inverse Gaussian CDF at even steps) give each cell the same prior mass [1, figure 4]. The
     first latent grows to the right, the second upwards: row by row from the top, as an image is drawn.
     """
     steps = torch.linspace(-limit, limit, n) if limit else Normal(0, 1).icdf((torch.arange(n) + 0.5) / n)
@@ -59,20 +59,23 @@ def image_panels(panels, columns, panels_per_row=None, interpolation="none"):
     return figure
 
 
-def points_panels(panels, data, limits=((-7, 6), (-4, 4))):
+def points_panels(panels, data):
     """Show 2-D points over the `data` (M, 2) in grey, two panels a row: `panels` maps titles to points (N, 2)."""
     figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(WIDTH, 5.4), sharex=True, sharey=True)
     for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
         axis.plot(*data.cpu().T, ".", markersize=2, color="0.75", label="data")
-        axis.plot(*points.cpu().T, ".", markersize=2, color=DIGIT_COLORS[0], label="model")
-        axis.set(title=title, xlim=limits[0], ylim=limits[1], aspect="equal")
+        axis.plot(*points.cpu().T, ".", markersize=2, alpha=0.4, color=DIGIT_COLORS[0], label="model")
+        axis.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=(-8, 7), ylim=(-5, 4), aspect="equal")
     axes.flat[0].legend(loc="lower center", markerscale=5, frameon=False)
     figure.tight_layout()
     return figure
 
 
 def latent_scatter(panels, labels):
-    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2)."""
+    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2).
+
+    The axes span the middle 98 % of each coordinate.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
     labels = labels.cpu()
     for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
@@ -82,30 +85,32 @@ def latent_scatter(panels, labels):
             x, y = codes[labels == digit].median(0).values.tolist()
             box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": DIGIT_COLORS[digit]}
             axis.text(x, y, str(digit), ha="center", va="center", fontsize=10, weight="bold", bbox=box)
-        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$")
+        low, high = codes.quantile(torch.tensor([0.01, 0.99]), dim=0).tolist()
+        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     names = {"ncols": 10, "columnspacing": 1, "handletextpad": 0, "frameon": False, "title": "digit"}
     figure.legend(*dots.legend_elements(), loc="outside lower center", **names)
     return figure
 
 
-def curves(panels, xlabel="epoch"):
+def curves(panels):
     """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, values), color in zip(lines.items(), DIGIT_COLORS, strict=False):
             axis.plot(range(1, len(values) + 1), values, label=name, color=color, linewidth=1.8)
-        axis.set(title=title, xlabel=xlabel)
+        axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
+        if len(lines) > 1:
+            axis.legend(frameon=False)
     figure.tight_layout()
     return figure
 
 
-def histograms(panels, bins=32):
+def histograms(panels):
     """Show how values in [0, 1] are distributed, on a log scale: `panels` maps titles to values."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), sharey=True, squeeze=False)
     for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
-        axis.hist(values.cpu().flatten().numpy(), bins=bins, range=(0, 1), log=True, color=DIGIT_COLORS[0])
+        axis.hist(values.cpu().flatten().numpy(), bins=32, range=(0, 1), log=True, color=DIGIT_COLORS[0])
         axis.set(title=title, xlabel="intensity")
     axes.flat[0].set_ylabel("pixels")
     figure.tight_layout()

@@ -27,7 +27,7 @@ class Workspace:
         plt.rcParams["font.size"] = 9
 
     def count(self, full, smoke):
-        """Return `full`, or `smoke` in a smoke run: the one thing that a smoke run changes."""
+        """Return `full`, or `smoke` in a smoke run."""
         return smoke if self.smoke else full
 
     def checkpoint(self, name):
