@@ -64,18 +64,15 @@ def points_panels(panels, data):
     figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(WIDTH, 5.4), sharex=True, sharey=True)
     for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
         axis.plot(*data.cpu().T, ".", markersize=2, color="0.75", label="data")
-        axis.plot(*points.cpu().T, ".", markersize=2, alpha=0.4, color=DIGIT_COLORS[0], label="model")
-        axis.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=(-8, 7), ylim=(-5, 4), aspect="equal")
+        axis.plot(*points.cpu().T, ".", markersize=2, color=DIGIT_COLORS[0], label="model")
+        axis.set(title=title, xlim=(-7, 6), ylim=(-4, 4), aspect="equal")
     axes.flat[0].legend(loc="lower center", markerscale=5, frameon=False)
     figure.tight_layout()
     return figure
 
 
 def latent_scatter(panels, labels):
-    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2).
-
-    The axes span the middle 98 % of each coordinate.
-    """
+    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2)."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
     labels = labels.cpu()
     for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
@@ -85,8 +82,7 @@ def latent_scatter(panels, labels):
             x, y = codes[labels == digit].median(0).values.tolist()
             box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": DIGIT_COLORS[digit]}
             axis.text(x, y, str(digit), ha="center", va="center", fontsize=10, weight="bold", bbox=box)
-        low, high = codes.quantile(torch.tensor([0.01, 0.99]), dim=0).tolist()
-        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$")
     names = {"ncols": 10, "columnspacing": 1, "handletextpad": 0, "frameon": False, "title": "digit"}
     figure.legend(*dots.legend_elements(), loc="outside lower center", **names)
     return figure
