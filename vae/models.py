@@ -13,9 +13,10 @@ from vae.marginalization import marginalize
 from vae.networks import diagonal_normal
 
 
-def _check_batch(x, x_dim):
-    if x.dim() != 2 or x.shape[1] != x_dim:
-        raise ValueError(f"x must have shape (batch, {x_dim}), not {tuple(x.shape)}; flatten images first")
+def _check_batch(x, encoder, decoder):
+    if x.dim() != 2 or x.shape[1] != encoder.x_dim:
+        raise ValueError(f"x must have shape (batch, {encoder.x_dim}), not {tuple(x.shape)}; flatten images first")
+    decoder.check(x)
 
 
 def _draw(likelihood, mean):
@@ -62,8 +63,7 @@ class VAE(nn.Module):
 
         Raises ValueError for a wrong shape or values outside the decoder's support.
         """
-        _check_batch(x, self.encoder.x_dim)
-        self.decoder.check(x)
+        _check_batch(x, self.encoder, self.decoder)
         posterior = self.encoder(x)
         return posterior, self.decoder(posterior.rsample())
 
@@ -73,8 +73,7 @@ class VAE(nn.Module):
 
     def importance_weighted_bound(self, x, num_samples):
         """Return the bound from `num_samples` draws of z per example: (B, X) -> (B,)."""
-        _check_batch(x, self.encoder.x_dim)
-        self.decoder.check(x)
+        _check_batch(x, self.encoder, self.decoder)
         posterior = self.encoder(x)
         z = posterior.rsample((num_samples,))  # (S, B, Z)
         return objectives.importance_weighted_bound(x, z, posterior, self.decoder(z), self.prior)
@@ -109,8 +108,7 @@ class SemiSupervisedVAE(nn.Module):
         return Categorical(logits=self.label_logits, validate_args=False)
 
     def _check(self, x, y=None):
-        _check_batch(x, self.encoder.x_dim)
-        self.decoder.check(x)
+        _check_batch(x, self.encoder, self.decoder)
         if y is None:
             return
         num_classes = self.classifier.num_classes
