@@ -1,5 +1,6 @@
 """The sum over labels, vectorised and looped, against brute force."""
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -9,7 +10,7 @@ from torch.distributions import Categorical
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
-from vae.marginalization import marginalize, marginalize_loop
+from vae.marginalization import marginalize, marginalize_loop, marginalize_topk
 from vae.models import SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
 
@@ -75,3 +76,43 @@ def test_unlabeled_elbo_is_log_px_in_a_model_that_can_be_enumerated(method):
     values = m2.unlabeled_elbo(x, method)
     assert_close(values, log_joint.logsumexp(1))
     assert_close(values.exp().sum(), torch.tensor(1.0))
+
+
+def value_and_gradients(method, logits, weights):
+    """Of Σ_y q(y) weights_y², one row at a time: the sum, and its gradients in the logits and in the weights."""
+    leaves = [t.clone().requires_grad_() for t in (logits, weights)]
+    value = method(lambda y: (leaves[1].gather(1, y.T) ** 2).T, Categorical(logits=leaves[0]))
+    return value.detach().unsqueeze(1), *torch.autograd.grad(value.sum(), leaves)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_topk_is_unbiased_in_value_and_gradient(k):
+    """200,000 draws average to the exact sum, within 5 standard errors; with k = K − 1 nothing is left to chance."""
+    logits, weights = torch.randn(2, 1, 5, dtype=torch.float64) * 2
+    exact = value_and_gradients(marginalize, logits, weights)
+    draws = value_and_gradients(partial(marginalize_topk, k=k), logits.expand(200_000, 5), weights.expand(200_000, 5))
+    for reference, values in zip(exact, draws, strict=True):
+        standard_error = values.std(0) / len(values) ** 0.5
+        assert ((values.mean(0) - reference[0]).abs() <= 5 * standard_error + 1e-9).all()
+        if k == 4:
+            assert_close(values, reference.expand_as(values))
+        else:
+            assert values.std(0).max() > 1e-3  # it is an estimate: the test would not pass by mistake of the exact sum
+
+
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_topk_of_all_labels_but_one_is_the_exact_unlabeled_elbo(num_classes):
+    m2, x = model(num_classes), torch.rand(4, 6).bernoulli()
+    results = []
+    for method in (marginalize, partial(marginalize_topk, k=num_classes - 1)):
+        torch.manual_seed(5)
+        values = m2.unlabeled_elbo(x, method)
+        results.append((values, *gradients(m2, values)))
+    for exact, estimate in zip(*results, strict=True):
+        assert_close(estimate, exact)
+
+
+@pytest.mark.parametrize("k", [0, 5, -1])
+def test_topk_needs_a_label_to_sum_and_one_to_draw(k):
+    with pytest.raises(ValueError, match="1…4"):
+        marginalize_topk(lambda y: y.float(), Categorical(torch.rand(3, 5)), k)

@@ -2,9 +2,12 @@
 
 `bound` maps labels that broadcast against the batch (B,) to one value per example, say y ↦ −L(x, y).
 [2] is in `vae.objectives`.
+[4] Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019, Rao-Blackwellized Stochastic Gradients for Discrete
+    Distributions, arXiv:1810.04777
 """
 
 import torch
+from torch.distributions import Categorical
 
 
 def marginalize(bound, label_posterior):
@@ -22,3 +25,25 @@ def marginalize_loop(bound, label_posterior):
         labels = torch.full_like(total, k, dtype=torch.long)  # (B,), every image pretends to be a k
         total = total + probs[:, k] * bound(labels)
     return total
+
+
+def marginalize_topk(bound, label_posterior, k):
+    """An unbiased estimate from k + 1 labels: the k most probable are summed, one of the others is drawn   [4].
+
+    Unbiased in value and in gradient. Which label is drawn depends on q(y|x), so the gradient has a score-function
+    term; the bound of the most probable label is its control variate. Raises ValueError unless 1 ≤ k < K.
+    """
+    log_probs, probs = label_posterior.logits, label_posterior.probs  # (B, K)
+    if not 1 <= k < probs.shape[-1]:
+        raise ValueError(f"k = {k} must lie in 1…{probs.shape[-1] - 1}; for all labels there is marginalize")
+    top = probs.topk(k).indices  # (B, k)
+    others = Categorical(logits=log_probs.detach().scatter(1, top, -torch.inf), validate_args=False)
+    drawn = others.sample().unsqueeze(1)  # (B, 1)
+    *top_bounds, drawn_bound = bound(torch.cat([top, drawn], 1).T)  # k + 1 values of shape (B,)
+    top_probs = probs.gather(1, top).T  # (k, B)
+    mass = 1 - top_probs.sum(0)  # (B,), the probability of all labels that `drawn` stands for
+    control = top_bounds[0].detach()
+    score = log_probs.gather(1, drawn).squeeze(1)
+    gradient_only = mass.detach() * (drawn_bound.detach() - control) * score + control * mass
+    value = (top_probs * torch.stack(top_bounds)).sum(0) + mass.detach() * drawn_bound
+    return value + (gradient_only - gradient_only.detach())
