@@ -274,5 +274,5 @@ def test_impossible_batch_sizes_are_refused(size):
 
 
 def test_images_and_labels_must_be_as_many():
-    with pytest.raises(ValueError, match="12 labelled images have 11 labels"):
+    with pytest.raises(ValueError, match="12 labelled rows have 11 labels"):
         SemiSupervisedBatches(torch.eye(12), torch.zeros(11), torch.eye(40), 4, 4, seeded())

@@ -167,29 +167,30 @@ class Batches:
 
 
 class SemiSupervisedBatches:
-    """Binarised batches (x, y, x_unlabeled) that always hold both kinds.
+    """Batches (x, y, x_unlabeled) that always hold both kinds, each passed through `transform` anew.
 
-    Every iteration is one epoch of the unlabelled images; the labelled ones are gone through in permutations of their
+    Every iteration is one epoch of the unlabelled rows; the labelled ones are gone through in permutations of their
     own, as often as that takes.
     """
 
-    def __init__(self, images, labels, unlabeled_images, num_labeled, num_unlabeled, generator):
-        if len(images) != len(labels):
-            raise ValueError(f"{len(images)} labelled images have {len(labels)} labels")
-        _check_batch_size(num_labeled, len(images), "num_labeled")
-        _check_batch_size(num_unlabeled, len(unlabeled_images), "num_unlabeled")
-        self.images, self.labels, self.unlabeled_images = images, labels, unlabeled_images
-        self.num_labeled, self.num_unlabeled, self.generator = num_labeled, num_unlabeled, generator
+    def __init__(self, rows, labels, unlabeled_rows, num_labeled, num_unlabeled, generator, transform=binarize):
+        if len(rows) != len(labels):
+            raise ValueError(f"{len(rows)} labelled rows have {len(labels)} labels")
+        _check_batch_size(num_labeled, len(rows), "num_labeled")
+        _check_batch_size(num_unlabeled, len(unlabeled_rows), "num_unlabeled")
+        self.rows, self.labels, self.unlabeled_rows = rows, labels, unlabeled_rows
+        self.num_labeled, self.num_unlabeled = num_labeled, num_unlabeled
+        self.generator, self.transform = generator, transform
 
     def __len__(self):
-        return len(self.unlabeled_images) // self.num_unlabeled
+        return len(self.unlabeled_rows) // self.num_unlabeled
 
     def _labeled_rows(self):
         while True:
-            yield from _shuffled_rows(len(self.images), self.num_labeled, self.generator)
+            yield from _shuffled_rows(len(self.rows), self.num_labeled, self.generator)
 
     def __iter__(self):
-        unlabeled_rows = _shuffled_rows(len(self.unlabeled_images), self.num_unlabeled, self.generator)
+        unlabeled_rows = _shuffled_rows(len(self.unlabeled_rows), self.num_unlabeled, self.generator)
         for labeled, unlabeled in zip(self._labeled_rows(), unlabeled_rows, strict=False):
-            x = binarize(self.images[labeled], self.generator)
-            yield x, self.labels[labeled], binarize(self.unlabeled_images[unlabeled], self.generator)
+            x = self.transform(self.rows[labeled], self.generator)
+            yield x, self.labels[labeled], self.transform(self.unlabeled_rows[unlabeled], self.generator)

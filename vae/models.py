@@ -1,4 +1,4 @@
-"""The models: a plain auto-encoder, the VAE (M1) and the semi-supervised VAE (M2).
+"""The models: a plain auto-encoder, the VAE (M1), the semi-supervised VAE (M2), and M2 on M1's latents (M1+M2).
 
 A model ties networks together and samples; what it maximises, and the papers [1] and [2], are in `vae.objectives`.
 Shapes: B batch, K classes, X data dimensions, Z latents.
@@ -87,6 +87,12 @@ class VAE(nn.Module):
         return _draw(self.decoder(self.prior.sample((num,))), mean)
 
 
+def active_latents(vae, x, threshold=0.1):
+    """Return the indices (A,) of the latents whose posterior mean varies over x (N, X) by more than `threshold`."""
+    with torch.no_grad():
+        return (vae.encoder(x).mean.std(0) > threshold).nonzero().squeeze(1)
+
+
 class SemiSupervisedVAE(nn.Module):
     """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
 
@@ -133,13 +139,16 @@ class SemiSupervisedVAE(nn.Module):
         self._check(x, y)
         return self._labeled_elbo(x, y, self._noise(x))
 
-    def unlabeled_elbo(self, x, marginalize=marginalize):
+    def unlabeled_elbo(self, x, marginalize=marginalize, train_classifier=True):
         """Return −U(x), summing over labels by `marginalize`: (B, X) -> (B,).
 
         The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
+        Without `train_classifier`, q(y|x) is taken as given, and the gradient reaches encoder and decoder only.
         """
         self._check(x)
         noise, label_posterior = self._noise(x), self.classifier(x)
+        if not train_classifier:
+            label_posterior = Categorical(logits=label_posterior.logits.detach(), validate_args=False)
         expected = marginalize(lambda y: self._labeled_elbo(x, y, noise), label_posterior)
         return objectives.unlabeled_elbo(expected, label_posterior)
 
@@ -156,3 +165,30 @@ class SemiSupervisedVAE(nn.Module):
         """Draw (num, X) images of class `label`, or return p(x|y, z)'s mean instead of the draw."""
         y = torch.full((num,), label, device=self.prior_mean.device)
         return _draw(self.decoder(self.prior.sample((num,)), y), mean)
+
+
+class StackedSemiSupervisedVAE(nn.Module):
+    """M1+M2: `m2` describes the latents of a trained `m1` instead of pixels   [2, sections 2.2 and 4].
+
+    Only `active` latents, indices (A,), enter: the others say nothing of the image (see `active_latents`).
+    """
+
+    def __init__(self, m1, m2, active):
+        super().__init__()
+        self.m1, self.m2 = m1, m2
+        self.register_buffer("active", active)
+
+    def features(self, x):
+        """Return mean and standard deviation of q(z|x), active latents only, side by side: (B, X) -> (B, 2A)."""
+        posterior = self.m1.encoder(x)
+        return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1).detach()
+
+    @staticmethod
+    def draw(features, generator):
+        """Draw latents from the posteriors in `features`, anew for every batch: (B, 2A) -> (B, A)."""
+        mean, stddev = features.chunk(2, dim=1)
+        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device)
+
+    def classify(self, x):
+        """Return the most probable label under q(y|z) at the posterior's mean: (B, X) -> (B,)."""
+        return self.m2.classify(self.features(x).chunk(2, dim=1)[0])

@@ -79,20 +79,20 @@ class BernoulliDecoder(nn.Module):
 
 
 class GaussianDecoder(nn.Module):
-    """The likelihood p(x|z) of real-valued x: a Normal with one scale for all dimensions, learned or given.
+    """The likelihood p(x|z), or p(x|y, z), of real-valued x: a Normal with one scale for all dimensions, learned or given.
 
     A learned scale is a function of z. It is the same in every dimension because a free scale for each can explain the
     data's spread by noise alone, and then z goes unused; with a single scale, as in probabilistic PCA, it cannot.
     """
 
-    def __init__(self, z_dim, x_dim, hidden_dims, scale=None):
+    def __init__(self, z_dim, x_dim, hidden_dims, num_classes=0, scale=None):
         super().__init__()
         self.scale = scale
-        self.network = MLP(z_dim, hidden_dims, x_dim + (scale is None))
+        self.network = MLP(z_dim, hidden_dims, x_dim + (scale is None), num_classes)
 
-    def forward(self, z):
+    def forward(self, z, y=None):
         """Return the likelihood of x."""
-        output = self.network(z)
+        output = self.network(z, y)
         if self.scale is not None:
             return diagonal_normal(output, torch.full_like(output, self.scale))
         mean, log_scale = output[..., :-1], output[..., -1:]
