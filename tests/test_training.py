@@ -27,7 +27,9 @@ def kill():
     raise Killed
 
 
-def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, bf16=False):
+def train(
+    checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, bf16=False, reuse_finished=False
+):
     """Train for 5 steps an epoch, drawing noise in the batches, the loss and the evaluation; `fail` at a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3))
@@ -43,7 +45,8 @@ def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4
     def evaluate():
         return {"error": (model(torch.randn(9, 3)) ** 2).mean().item()}
 
-    history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=evaluate, checkpoint=checkpoint, bf16=bf16)
+    kept = {"checkpoint": checkpoint, "reuse_finished": reuse_finished}
+    history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=evaluate, bf16=bf16, **kept)
     return [p.detach() for p in model.parameters()], history
 
 
@@ -117,6 +120,15 @@ def test_a_finished_run_starts_afresh(checkpoint):
     train(checkpoint)
     for changed in ({"seed": 2}, {"epochs": 5}, {"width": 9}):
         assert_same_run(train(checkpoint, **changed), train(**changed))
+
+
+def test_a_finished_run_is_taken_as_it_is_when_asked(checkpoint):
+    reference = train(checkpoint)
+    after = torch.rand(1)  # what comes after it draws the same numbers, too
+    assert_same_run(train(checkpoint, seed=2, fail_at=0, reuse_finished=True), reference)
+    assert_close(torch.rand(1), after)
+    with pytest.raises(ValueError, match="delete it"):
+        train(checkpoint, epochs=5, reuse_finished=True)
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 5}, {"lr": 0.02}, {"bf16": True}])

@@ -88,9 +88,15 @@ class VAE(nn.Module):
 
 
 def active_latents(vae, x, threshold=0.1):
-    """Return the indices (A,) of the latents whose posterior mean varies over x (N, X) by more than `threshold`."""
+    """Return the indices (A,) of the latents whose posterior mean varies over x (N, X), by more than `threshold`.
+
+    The others stay at the prior and say nothing of x. Raises ValueError if none is left.
+    """
     with torch.no_grad():
-        return (vae.encoder(x).mean.std(0) > threshold).nonzero().squeeze(1)
+        active = (vae.encoder(x).mean.std(0) > threshold).nonzero().squeeze(1)
+    if not len(active):
+        raise ValueError("no latent of this VAE says anything of the data; train it longer")
+    return active
 
 
 class SemiSupervisedVAE(nn.Module):
@@ -170,7 +176,7 @@ class SemiSupervisedVAE(nn.Module):
 class StackedSemiSupervisedVAE(nn.Module):
     """M1+M2: `m2` describes the latents of a trained `m1` instead of pixels   [2, sections 2.2 and 4].
 
-    Only `active` latents, indices (A,), enter: the others say nothing of the image (see `active_latents`).
+    Only `active` latents enter, given by their indices (A,); `active_latents` finds them.
     """
 
     def __init__(self, m1, m2, active):

@@ -79,7 +79,7 @@ class BernoulliDecoder(nn.Module):
 
 
 class GaussianDecoder(nn.Module):
-    """The likelihood p(x|z), or p(x|y, z), of real-valued x: a Normal with one scale for all dimensions, learned or given.
+    """The likelihood p(x|z), or p(x|y, z), of real x: a Normal with one scale for all dimensions, learned or given.
 
     A learned scale is a function of z. It is the same in every dimension because a free scale for each can explain the
     data's spread by noise alone, and then z goes unused; with a single scale, as in probabilistic PCA, it cannot.

@@ -1,0 +1,176 @@
+"""The sweep: on this machine's processes and on a real Dask cluster, killed and resumed, and what it leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vae import methods, sweep
+from vae.methods import METHODS, train_m1
+from vae.sweep import Cell, run_cell
+
+ROOT = Path(__file__).parent.parent
+ARGUMENTS = ["--methods", "m1knn", "m2", "--labels", "100", "--splits", "2"]
+CELLS = {f"{method}-100-{split}" for method in ("m1knn", "m2") for split in (0, 1)}
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler may stop it."""
+
+
+def in_this_process(jobs):
+    """Stand in for joblib.Parallel."""
+    return (function(*arguments, **keywords) for function, arguments, keywords in jobs)
+
+
+@pytest.fixture(scope="module")
+def m1_checkpoint(embedded, tmp_path_factory):
+    path = tmp_path_factory.mktemp("m1") / "m1.pt"
+    train_m1(embedded, path, smoke=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def m1(embedded, m1_checkpoint):
+    return train_m1(embedded, m1_checkpoint, smoke=True)  # finished: loaded, not trained again
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def numbers(folder):
+    """What the results in `folder` say, all but the time they took."""
+    results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*")}
+    for result in results.values():
+        del result["cpu_minutes"]
+    return results
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_something_and_says_how(m1, method, tmp_path, threads):
+    result = run_cell(Cell(method, 1000, 3), m1, tmp_path, smoke=True)
+    assert (result["method"], result["labels"], result["split"], result["seed"]) == (method, 1000, 3, 3)
+    assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
+    assert 0 < result["valid_error"] < 75
+    assert result["epochs"] == sum(result["settings"].get("epochs", {}).values())
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_results_are_seeded_by_their_split(m1, tmp_path, threads):
+    first, again = (run_cell(Cell("m1knn", 100, 0), m1, tmp_path, smoke=True) for _ in range(2))
+    other = run_cell(Cell("m1knn", 100, 1), m1, tmp_path, smoke=True)
+    assert first["test_error"] == again["test_error"] != other["test_error"]
+
+
+def test_a_killed_cell_resumes_after_its_last_epoch(m1, tmp_path, threads, monkeypatch):
+    """Killed in its third stage, a cell trains that stage only, and ends as if nothing had happened."""
+    stages, fit = [], methods.fit
+
+    def killed_once(loss_fn, model, batches, *, name, **settings):
+        def counted(batch):
+            stages.append(name)
+            if len(stages) == 2 * len(batches) + 3:
+                raise Killed
+            return loss_fn(batch)
+
+        return fit(counted, model, batches, name=name, **settings)
+
+    reference = run_cell(Cell("m2", 100, 0), m1, tmp_path / "reference", smoke=True)
+    monkeypatch.setattr(methods, "fit", killed_once)
+    with pytest.raises(Killed):
+        run_cell(Cell("m2", 100, 0), m1, tmp_path / "killed", smoke=True)
+    del stages[:-3]
+    assert set(stages) == {"released"}
+    resumed = run_cell(Cell("m2", 100, 0), m1, tmp_path / "killed", smoke=True)
+    assert set(stages) == {"released"}
+    assert len(stages) == 3 + resumed["updates"] // 3
+    assert resumed | {"cpu_minutes": 0} == reference | {"cpu_minutes": 0}
+
+
+def test_what_is_there_is_skipped_and_nothing_but_results_is_left(m1, tmp_path, threads, capsys):
+    cells = [Cell("m1knn", 100, split) for split in range(3)]
+    results, state = tmp_path / "results", tmp_path / "state"
+    results.mkdir()
+    (results / "m1knn-100-1.json").write_text("kept as it is")
+    sweep.sweep(cells, m1, results, state, in_this_process, smoke=True)
+    assert sorted(os.listdir(results)) == [f"{cell}.json" for cell in cells]
+    assert (results / "m1knn-100-1.json").read_text() == "kept as it is"
+    assert os.listdir(state) == []
+    assert "1 of 3 results are there, 2 to go" in capsys.readouterr().out
+
+
+STATE, RESULTS = "preview/smoke/checkpoints/sweep", "preview/smoke/results/ssl"
+
+
+def start(folder, m1_checkpoint, *more):
+    """Start a sweep in `folder`, where M1 has been trained already."""
+    (folder / STATE).mkdir(parents=True, exist_ok=True)
+    shutil.copy(m1_checkpoint, folder / STATE)
+    environment = os.environ | {"VAE_SMOKE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vae.sweep", *ARGUMENTS, *more]
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+
+
+def kill_when(process, condition):
+    """Kill -9 the process, but not its workers, as soon as `condition()` holds."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def reference(m1_checkpoint, tmp_path_factory):
+    """The results of a sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert start(folder, m1_checkpoint, "--jobs", "2").wait(300) == 0
+    return numbers(folder / RESULTS)
+
+
+@pytest.fixture(params=["processes", "dask"])
+def backend(request, monkeypatch):
+    """Arguments that choose where the sweep runs: two processes, or a Dask cluster with two worker processes."""
+    if request.param == "processes":
+        yield ["--jobs", "2"]
+        return
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        yield ["--scheduler", cluster.scheduler_address]
+
+
+def test_a_sweep_survives_a_kill(backend, reference, m1_checkpoint, tmp_path):
+    results, state = tmp_path / RESULTS, tmp_path / STATE
+    kill_when(start(tmp_path, m1_checkpoint, *backend), lambda: any(state.glob("m2-100-*-stopped.pt")))
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    assert start(tmp_path, m1_checkpoint, *backend).wait(300) == 0
+    assert numbers(results) == reference
+    assert reference.keys() == CELLS
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())  # nothing was repeated
+    assert os.listdir(state) == ["m1.pt"]
+
+
+def test_a_scheduler_without_workers_is_no_silent_wait(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(sweep, "WORKERS_TIMEOUT", 1)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        pytest.raises(SystemExit, match="start at least one"),
+    ):
+        sweep.connect(cluster.scheduler_address)

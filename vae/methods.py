@@ -1,0 +1,186 @@
+"""The semi-supervised methods that `vae.sweep` compares, each trained on one draw of labels, with their settings.
+
+A method takes a `Task`, trains, and returns a function that classifies images, (N, 784) -> (N,), and the history of
+its training, one dict an epoch. The settings were chosen on validation images, with other draws of labels.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.semi_supervised import LabelSpreading
+from sklearn.svm import SVC
+
+from vae.data import MNIST, Batches, SemiSupervisedBatches, binarize
+from vae.marginalization import marginalize_topk
+from vae.models import VAE, SemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
+from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder
+from vae.objectives import j_alpha
+from vae.training import fit
+
+M1_SETTINGS = {"z_dim": 10, "hidden_dims": [500, 500], "epochs": 40, "lr": 2e-3, "batch_size": 200}
+M2_SETTINGS = {"z_dim": 50, "hidden_dims": [500], "lr": 1e-3, "batch_labeled": 100, "batch_unlabeled": 200, "k": 1}
+SETTINGS = {
+    "mlp": {"hidden_dims": [500], "epochs": {"labels": 8}, "lr": 1e-3, "batch_labeled": 100, "batch_unlabeled": 200},
+    "m1knn": {},
+    "m1svm": {"C": 10},
+    "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.2},
+    "m2": M2_SETTINGS | {"alpha": 1, "epochs": {"labels": 2, "stopped": 3, "released": 20}},
+    "m1m2": M2_SETTINGS | {"alpha": 1, "epochs": {"labels": 2, "stopped": 8, "released": 40}},
+}
+
+
+def settings_of(method, smoke=False):
+    """Return the settings of `method`; for a smoke run, with one epoch of each stage."""
+    settings = SETTINGS[method]
+    if smoke and "epochs" in settings:
+        settings = settings | {"epochs": dict.fromkeys(settings["epochs"], 1)}
+    return settings
+
+
+@dataclass
+class Task:
+    """The data, the indices of the training images with and without label, a trained M1, and the settings.
+
+    `state` is the path, without an ending, of the files to resume from.
+    """
+
+    mnist: MNIST
+    labeled: torch.Tensor
+    unlabeled: torch.Tensor
+    generator: torch.Generator
+    m1: VAE
+    settings: dict
+    state: Path
+
+    @property
+    def labels(self):
+        """The labels that a method may see, (N,)."""
+        return self.mnist.train_labels[self.labeled]
+
+    def batches(self, rows, transform):
+        """Return batches of both kinds, made of `rows` (50,000, D), one for each training image."""
+        sizes = min(self.settings["batch_labeled"], len(self.labeled)), self.settings["batch_unlabeled"]
+        known, unknown = rows[self.labeled], rows[self.unlabeled]
+        return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
+
+    def fit(self, loss_fn, model, batches, stage):
+        """Train one stage, as many epochs as the settings say, and return its history, with the CPU time it took."""
+        last = time.process_time()
+
+        def cpu_seconds():
+            nonlocal last
+            before, last = last, time.process_time()
+            return {"cpu_seconds": last - before}
+
+        epochs, lr = self.settings["epochs"][stage], self.settings["lr"]
+        checkpoint = self.state.with_name(f"{self.state.name}-{stage}.pt")
+        kept = {"checkpoint": checkpoint, "reuse_finished": True}
+        return fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=cpu_seconds, name=stage, **kept)
+
+
+def train_m1(mnist, checkpoint, smoke=False):
+    """Return M1 trained on the training images, for which it needs no label; from `checkpoint` where it is finished."""
+    s = M1_SETTINGS | ({"epochs": 10} if smoke else {})
+    torch.manual_seed(0)
+    vae = VAE(Encoder(784, s["z_dim"], s["hidden_dims"]), BernoulliDecoder(s["z_dim"], 784, s["hidden_dims"][::-1]))
+    batches = Batches(mnist.train_images, s["batch_size"], torch.Generator().manual_seed(0), binarize)
+    kept = {"checkpoint": checkpoint, "reuse_finished": True, "name": "M1"}
+    fit(lambda x: -vae.elbo(x).mean(), vae, batches, epochs=s["epochs"], lr=s["lr"], **kept)
+    return vae
+
+
+def mlp(task):
+    """The classifier of M2 on pixels, trained on the labels alone."""
+    classifier = Classifier(784, 10, task.settings["hidden_dims"])
+    batches = task.batches(task.mnist.train_images, binarize)
+    history = task.fit(lambda batch: -classifier(batch[0]).log_prob(batch[1]).mean(), classifier, batches, "labels")
+    return lambda x: classifier(x).logits.argmax(-1), history
+
+
+def _on_m1(estimator, task, num_unlabeled=0):
+    """Fit a scikit-learn classifier on M1's posterior means; it sees unlabelled images with the label −1."""
+    rows = torch.cat([task.labeled, task.unlabeled[:num_unlabeled]])
+    labels = torch.cat([task.labels, torch.full((len(rows) - len(task.labels),), -1)])
+
+    def means(x):
+        with torch.no_grad():
+            return task.m1.encoder(x).mean.numpy()
+
+    estimator.fit(means(task.mnist.train_images[rows]), labels.numpy())
+    return lambda x: torch.from_numpy(estimator.predict(means(x))), []
+
+
+def m1svm(task):
+    """M1's posterior means and a support vector machine."""
+    return _on_m1(SVC(C=task.settings["C"]), task)
+
+
+def m1knn(task):
+    """M1's posterior means and the nearest labelled neighbour."""
+    return _on_m1(KNeighborsClassifier(n_neighbors=1), task)
+
+
+def m1spread(task):
+    """M1's posterior means and label spreading over a graph of neighbours, labelled and unlabelled."""
+    s = task.settings
+    estimator = LabelSpreading(kernel="knn", n_neighbors=s["neighbors"], alpha=s["alpha"], max_iter=100)
+    return _on_m1(estimator, task, s["num_unlabeled"])
+
+
+def train_m2(m2, batches, task):
+    """Train M2 in stages, so that y means the digit before the bound of unlabelled images can move it.
+
+    First the classifier learns the labels. Then encoder and decoder learn from its guesses, on which the unlabelled
+    images have no say yet. Then everything learns together. Returns the history of all stages.
+    """
+    s, sizes = task.settings, {"num_labeled": len(task.labeled), "num_unlabeled": len(task.unlabeled)}
+    topk = partial(marginalize_topk, k=s["k"])
+
+    def classifier_loss(batch):
+        x, y, _ = batch
+        return -m2.classifier(x).log_prob(y).mean()
+
+    def loss(batch, train_classifier):
+        x, y, x_unlabeled = batch
+        bounds = m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, topk, train_classifier)
+        alpha = s["alpha"] * sum(sizes.values())
+        return -j_alpha(*bounds, m2.classifier(x).log_prob(y), alpha=alpha, **sizes)
+
+    history = task.fit(classifier_loss, m2.classifier, batches, "labels")
+    for stage in ("stopped", "released"):
+        history += task.fit(partial(loss, train_classifier=stage == "released"), m2, batches, stage)
+    return history
+
+
+def m2(task):
+    """M2 on pixels."""
+    s, images = task.settings, task.mnist.train_images
+    sizes = s["z_dim"], s["hidden_dims"]
+    model = SemiSupervisedVAE(
+        Encoder(784, *sizes, num_classes=10),
+        BernoulliDecoder(sizes[0], 784, sizes[1], num_classes=10),
+        Classifier(784, 10, s["hidden_dims"]),
+    )
+    history = train_m2(model, task.batches(images, binarize), task)
+    return model.classify, history
+
+
+def m1m2(task):
+    """M2 on M1's latents."""
+    s, images = task.settings, task.mnist.train_images
+    active = active_latents(task.m1, images)
+    model = SemiSupervisedVAE(
+        Encoder(len(active), s["z_dim"], s["hidden_dims"], num_classes=10),
+        GaussianDecoder(s["z_dim"], len(active), s["hidden_dims"], num_classes=10),
+        Classifier(len(active), 10, s["hidden_dims"]),
+    )
+    stacked = StackedSemiSupervisedVAE(task.m1, model, active)
+    history = train_m2(model, task.batches(stacked.features(images), stacked.draw), task)
+    return stacked.classify, history
+
+
+METHODS = {function.__name__: function for function in (mlp, m1knn, m1svm, m1spread, m2, m1m2)}

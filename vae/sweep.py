@@ -1,0 +1,156 @@
+"""Every method × number of labels × draw of labels, one small JSON file each: python -m vae.sweep --help.
+
+What is already there is skipped; what a kill interrupts resumes from its last epoch.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from functools import cache
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import torch
+
+from vae.data import MNIST_MD5, embedded_mnist, labeled_split, load_mnist
+from vae.files import atomic_path
+from vae.methods import METHODS, Task, settings_of, train_m1
+
+LABELS = (100, 600, 1000, 3000)
+SPLITS = 5
+WORKERS_TIMEOUT = 60  # seconds
+PACKAGES = ("torch", "scikit-learn", "numpy")
+SMOKE = os.environ.get("VAE_SMOKE") == "1"
+
+
+class Cell(NamedTuple):
+    """One entry of the comparison. Split s draws its labels with seed s; settings were chosen on seeds from 1000 on."""
+
+    method: str
+    labels: int
+    split: int
+
+    def __str__(self):
+        return f"{self.method}-{self.labels}-{self.split}"
+
+
+@cache
+def _mnist(smoke):
+    return embedded_mnist() if smoke else load_mnist()
+
+
+def _error(classify, images, labels):
+    """Return the percentage of images (N, 784) whose label is not the one that `classify` says."""
+    return round(100 * (classify(images) != labels).double().mean().item(), 2)
+
+
+def run_cell(cell, m1, folder, smoke=False):
+    """Train `cell` on this process's one thread and return its result, ready for JSON.
+
+    `folder` takes the state of training and a log. One process at a time works on a cell: a second one waits, and then
+    finds the first one's work.
+    """
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{cell}.lock", "w") as lock, open(folder / f"{cell}.log", "a") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.redirect_stdout(log):
+            return _result(cell, m1, folder, smoke)
+
+
+def _result(cell, m1, folder, smoke):
+    mnist, settings = _mnist(smoke), settings_of(cell.method, smoke)
+    torch.manual_seed(cell.split)
+    generator = torch.Generator().manual_seed(cell.split)
+    labeled, unlabeled = labeled_split(mnist.train_labels, cell.labels, generator)
+    task = Task(mnist, labeled, unlabeled, generator, m1, settings, folder / str(cell))
+    start = time.process_time()
+    classify, history = METHODS[cell.method](task)
+    seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
+    return {
+        **cell._asdict(),
+        "valid_error": _error(classify, mnist.valid_images, mnist.valid_labels),
+        "test_error": _error(classify, mnist.test_images, mnist.test_labels),
+        "settings": settings,
+        "epochs": len(history),
+        "updates": len(history) * (len(unlabeled) // settings["batch_unlabeled"]) if history else 0,
+        "cpu_minutes": round(seconds / 60, 2),
+        "seed": cell.split,
+        "data_md5": dict(MNIST_MD5) if mnist.complete else "5,000 embedded images",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def sweep(cells, m1, results, state, parallel, smoke=False):
+    """Run the `cells` that have no result in the folder `results` yet, through `parallel`, and write each as it comes.
+
+    Results are written atomically. `state` is the folder for what a killed run resumes from; a cell's part of it is
+    removed once its result is written.
+    """
+    missing = [cell for cell in cells if not (results / f"{cell}.json").exists()]
+    print(f"{len(cells) - len(missing)} of {len(cells)} results are there, {len(missing)} to go", flush=True)
+    start = time.monotonic()
+    jobs = (joblib.delayed(run_cell)(cell, m1, state, smoke) for cell in missing)
+    for done, result in enumerate(parallel(jobs), start=1):
+        cell = Cell(result["method"], result["labels"], result["split"])
+        with atomic_path(results / f"{cell}.json") as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n")
+        for path in state.glob(f"{cell}[.-]*"):
+            path.unlink()
+        left = (time.monotonic() - start) / done * (len(missing) - done) / 60
+        errors = f"error {result['valid_error']:.2f} % on validation, {result['test_error']:.2f} % on test images"
+        print(f"[{done}/{len(missing)}] {cell}: {errors}; about {left:.0f} minutes left", flush=True)
+
+
+def connect(address):
+    """Return a client of the Dask scheduler at `address`, sure that its workers can import this package."""
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        sys.exit("a scheduler's address needs Dask: pip install 'dask[distributed]'")
+    client = Client(address)
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+        client.run(importlib.import_module, "vae.methods")
+    except (TimeoutError, ImportError) as error:
+        client.close()
+        sys.exit(
+            f"the workers of {address} cannot run the sweep ({error!r}): start at least one, each with "
+            "requirements.txt installed and this folder as its working directory or in PYTHONPATH"
+        )
+    return client
+
+
+def main(arguments=None):
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m vae.sweep", description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
+    parser.add_argument("--splits", type=int, default=SPLITS, help="draws of labels, 0 … SPLITS − 1")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
+    options = parser.parse_args(arguments)
+    root = Path("preview/smoke" if SMOKE else ".")
+    results, state = root / "results/ssl", (root / "checkpoints/sweep").absolute()
+    cells = [Cell(*cell) for cell in product(options.methods, options.labels, range(options.splits))]
+    m1 = train_m1(_mnist(SMOKE), state / "m1.pt", SMOKE)
+    if options.scheduler:
+        backend = {"backend": "dask", "client": connect(options.scheduler)}
+    else:
+        backend = {"backend": "loky", "n_jobs": options.jobs, "inner_max_num_threads": 1}
+    with joblib.parallel_config(**backend):
+        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
+        sweep(cells, m1, results, state, parallel, SMOKE)
+
+
+if __name__ == "__main__":
+    importlib.import_module("vae.sweep").main()  # by its name, under which the workers find `run_cell`

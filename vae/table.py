@@ -1,0 +1,116 @@
+"""The comparison's figure and the README's table, from the JSON files of `vae.sweep`: python -m vae.table."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+
+from vae.plotting import DIGIT_COLORS, WIDTH
+
+RESULTS = Path("results/ssl")
+BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
+
+# Test error in %, mean and, where given, standard deviation   [2, Table 1].
+PAPER = {
+    "mlp": {100: (25.81,), 600: (11.44,), 1000: (10.7,), 3000: (6.04,)},
+    "m1svm": {100: (11.82, 0.25), 600: (5.72, 0.05), 1000: (4.24, 0.07), 3000: (3.49, 0.04)},
+    "m2": {100: (11.97, 1.71), 600: (4.94, 0.13), 1000: (3.60, 0.56), 3000: (3.92, 0.63)},
+    "m1m2": {100: (3.33, 0.14), 600: (2.59, 0.05), 1000: (2.40, 0.02), 3000: (2.18, 0.04)},
+}
+NAMES = {
+    "mlp": "labels only: MLP",
+    "m1knn": "M1 + nearest neighbour",
+    "m1svm": "M1 + SVM",
+    "m1spread": "M1 + label spreading",
+    "m2": "M2",
+    "m1m2": "M1+M2",
+}
+
+
+def read_results(folder=RESULTS):
+    """Return {method: {labels: [result, …]}}, methods in the order of `NAMES`, splits in theirs.
+
+    Raises ValueError, with its path, for a file that is no result.
+    """
+    cells = defaultdict(dict)
+    for path in folder.glob("*.json"):
+        try:
+            result = json.loads(path.read_text())
+            cells[result["method"], result["labels"]][result["split"]] = result
+            float(result["test_error"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a result of vae.sweep ({error!r}); delete it and run the sweep") from error
+    return {
+        name: {n: [c[s] for s in sorted(c)] for (m, n), c in sorted(cells.items()) if m == name}
+        for name in NAMES
+        if any(m == name for m, _ in cells)
+    }
+
+
+def spread(values):
+    """Return (mean,) of one value, (mean, standard deviation) of several."""
+    return (mean(values), stdev(values)) if len(values) > 1 else (values[0],)
+
+
+def test_errors(results):
+    """Return {labels: (mean, standard deviation) of the test error in %} of one method."""
+    return {n: spread([cell["test_error"] for cell in cells]) for n, cells in results.items()}
+
+
+def markdown(results):
+    """Return the README's table: ours with its number of splits, and the paper's, per number of labels."""
+    counts = sorted({n for cells in results.values() for n in cells})
+    lines = ["| test error (%) | " + " | ".join(f"{n:,} labels" for n in counts) + " | CPU minutes, updates |"]
+    lines.append("| --- |" + " --- |" * (len(counts) + 1))
+    for method, cells in results.items():
+        ours = test_errors(cells)
+        entries = [f"**{_format(ours[n])}** ({len(cells[n])})" if n in ours else "–" for n in counts]
+        everything = [cell for of_count in cells.values() for cell in of_count]
+        minutes, updates = (mean(cell[key] for cell in everything) for key in ("cpu_minutes", "updates"))
+        cost = f"{minutes:.1f}, {updates:,.0f}" if updates else f"{minutes:.1f}"
+        lines.append(f"| {NAMES[method]} | {' | '.join(entries)} | {cost} |")
+        if method in PAPER:
+            paper = [_format(PAPER[method][n]) if n in PAPER[method] else "–" for n in counts]
+            name = "M1 + TSVM" if method == "m1svm" else ""
+            lines.append(f"| – the paper{name and ', '}{name} | {' | '.join(paper)} | |")
+    return "\n".join(lines)
+
+
+def _format(values):
+    return " ± ".join(f"{value:.2f}" for value in values)
+
+
+def errors_against_labels(results):
+    """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    for (method, cells), color in zip(results.items(), DIGIT_COLORS, strict=False):
+        for errors, style in ((test_errors(cells), "o-"), (PAPER.get(method, {}), "s--")):
+            if errors:
+                means = [values[0] for values in errors.values()]
+                deviations = [values[1] if len(values) > 1 else 0 for values in errors.values()]
+                ours = style == "o-"
+                label = NAMES[method] if ours else None
+                appearance = {"color": color, "alpha": 1 if ours else 0.5, "capsize": 3}
+                axis.errorbar(list(errors), means, deviations, fmt=style, label=label, **appearance)
+    axis.plot([], [], "s--", color="0.5", label="the paper, same colours")
+    axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
+    ticks = sorted({n for cells in results.values() for n in cells})
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
+    axis.set_xticks([], minor=True)
+    percent = (2, 3, 5, 10, 20, 30)
+    axis.set_yticks(percent, percent)
+    axis.set_yticks([], minor=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, ncols=2)
+    return figure
+
+
+def replace_table(text, table):
+    """Return `text` with what stands between the markers replaced. ValueError unless both are there, once, in order."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
+        raise ValueError(f"the text must hold {BEGIN!r} and then {END!r}, once each")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
