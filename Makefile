@@ -5,10 +5,14 @@ NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
 # Threads that wait sleep instead of spinning: many times faster when another program uses a core too.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: figures test clean
+.PHONY: figures table test clean
 
 figures: .venv/installed
 	$(BIN)/python -m vae.execute $(NOTEBOOKS)
+
+table: .venv/installed
+	$(BIN)/python -m vae.sweep
+	$(BIN)/python -m vae.table
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
 """The comparison's figure and the README's table, from the JSON files of `vae.sweep`: python -m vae.table."""
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 
+from vae.files import atomic_path
 from vae.plotting import DIGIT_COLORS, WIDTH
 
 RESULTS = Path("results/ssl")
@@ -114,3 +116,20 @@ def replace_table(text, table):
     if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
         raise ValueError(f"the text must hold {BEGIN!r} and then {END!r}, once each")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main(readme=Path("README.md"), images=Path("_images")):
+    """Write the figure, and the table into the README."""
+    results = read_results()
+    if not results:
+        sys.exit(f"there are no results in {RESULTS.absolute()}; run python -m vae.sweep first")
+    figure = errors_against_labels(results)
+    with atomic_path(images / "m2-error-vs-labels.png") as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+    with atomic_path(readme) as partial:
+        partial.write_text(replace_table(readme.read_text(), markdown(results)))
+    print(f"{readme} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")
+
+
+if __name__ == "__main__":
+    main()
