@@ -28,6 +28,12 @@ def test_label_column_equals_a_concatenated_one_hot_label(hidden_dims):
     assert_close(mlp(x, y), by_concatenation(mlp, x, y, 4))
 
 
+def test_gaussian_decoder_sees_the_label():
+    decoder, z, y = GaussianDecoder(2, 6, [7], num_classes=4), torch.randn(9, 2), torch.randint(4, (9,))
+    base = decoder(z, y).base_dist
+    assert_close(torch.cat([base.mean, base.stddev[:, :1].log()], 1), by_concatenation(decoder.network, z, y, 4))
+
+
 @pytest.mark.parametrize("make", [Encoder, BernoulliDecoder])
 def test_encoder_and_decoder_see_the_label(make):
     network, x, y = make(6, 2, [7], num_classes=4), torch.randn(9, 6), torch.randint(4, (9,))
@@ -83,10 +89,10 @@ def test_gaussian_decoder_has_the_scale_it_is_given_or_learns_one_for_each_z():
     fixed, learned = GaussianDecoder(2, 6, [7], scale=0.25)(z), GaussianDecoder(2, 6, [7])(z)
     for likelihood in (fixed, learned):
         assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
+        assert len(likelihood.mean.unique()) == 4 * 9 * 6
     assert (fixed.stddev == 0.25).all()
     assert (learned.stddev == learned.stddev[..., :1]).all()  # the same in every dimension
     assert len(learned.stddev.unique()) == 4 * 9
-    assert len(learned.mean.unique()) == 4 * 9 * 6
 
 
 def test_a_label_starts_out_as_visible_as_its_columns_scale_of_one():

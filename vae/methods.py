@@ -13,6 +13,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
+from torch import nn
 
 from vae.data import MNIST, Batches, SemiSupervisedBatches, binarize
 from vae.marginalization import marginalize_topk
@@ -22,14 +23,34 @@ from vae.objectives import j_alpha
 from vae.training import fit
 
 M1_SETTINGS = {"z_dim": 10, "hidden_dims": [500, 500], "epochs": 40, "lr": 2e-3, "batch_size": 200}
-M2_SETTINGS = {"z_dim": 50, "hidden_dims": [500], "lr": 1e-3, "batch_labeled": 100, "batch_unlabeled": 200, "k": 1}
+_BATCHES = {"batch_labeled": 100, "batch_unlabeled": 200}
+_M2 = _BATCHES | {"z_dim": 50, "k": 1}
 SETTINGS = {
-    "mlp": {"hidden_dims": [500], "epochs": {"labels": 8}, "lr": 1e-3, "batch_labeled": 100, "batch_unlabeled": 200},
+    "mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
+    "m1mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
     "m1knn": {},
     "m1svm": {"C": 10},
     "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.2},
-    "m2": M2_SETTINGS | {"alpha": 1, "epochs": {"labels": 2, "stopped": 3, "released": 20}},
-    "m1m2": M2_SETTINGS | {"alpha": 1, "epochs": {"labels": 2, "stopped": 8, "released": 40}},
+    "m2": _M2
+    | {
+        "hidden_dims": [500, 500],
+        "classifier_dims": [500, 500],
+        "classifier_from_m1": True,
+        "label_scale": 3,
+        "alpha": 1,
+        "epochs": {"labels": 2, "stopped": 3, "released": 12},
+        "lr": 2e-3,
+    },
+    "m1m2": _M2
+    | {
+        "hidden_dims": [500],
+        "classifier_dims": [500],
+        "classifier_from_m1": False,
+        "label_scale": 1,
+        "alpha": 1,
+        "epochs": {"labels": 2, "stopped": 8, "released": 32},
+        "lr": 5e-3,
+    },
 }
 
 
@@ -93,11 +114,31 @@ def train_m1(mnist, checkpoint, smoke=False):
     return vae
 
 
+def _classifier_from_m1(m1, hidden_dims):
+    """Return a classifier that starts with the hidden layers of M1's encoder, trained without labels."""
+    classifier = Classifier(784, 10, hidden_dims)
+    *hidden, _, _ = m1.encoder.network.state_dict().items()  # all but the last layer's weight and bias
+    classifier.network.load_state_dict(dict(hidden), strict=False)
+    return classifier
+
+
+def _fit_labels(classifier, learner, batches, task):
+    """Train the parameters of `learner`, the classifier or a part of it, on the labelled images alone."""
+    return task.fit(lambda batch: -classifier(batch[0]).log_prob(batch[1]).mean(), learner, batches, "labels")
+
+
 def mlp(task):
-    """The classifier of M2 on pixels, trained on the labels alone."""
-    classifier = Classifier(784, 10, task.settings["hidden_dims"])
+    """A classifier of pixels, trained on the labels alone."""
+    classifier = Classifier(784, 10, task.settings["classifier_dims"])
+    history = _fit_labels(classifier, classifier, task.batches(task.mnist.train_images, binarize), task)
+    return lambda x: classifier(x).logits.argmax(-1), history
+
+
+def m1mlp(task):
+    """The hidden layers of M1's encoder and one layer trained on the labels alone: where M2's classifier starts."""
+    classifier = _classifier_from_m1(task.m1, task.settings["classifier_dims"])
     batches = task.batches(task.mnist.train_images, binarize)
-    history = task.fit(lambda batch: -classifier(batch[0]).log_prob(batch[1]).mean(), classifier, batches, "labels")
+    history = _fit_labels(classifier, classifier.network.rest[-1], batches, task)
     return lambda x: classifier(x).logits.argmax(-1), history
 
 
@@ -134,36 +175,35 @@ def m1spread(task):
 def train_m2(m2, batches, task):
     """Train M2 in stages, so that y means the digit before the bound of unlabelled images can move it.
 
-    First the classifier learns the labels. Then encoder and decoder learn from its guesses, on which the unlabelled
-    images have no say yet. Then everything learns together. Returns the history of all stages.
+    First the classifier learns the labels: all of it, or only its last layer if M1 has taught it the others. Then it
+    stops, and encoder and decoder learn from its guesses. Then everything learns together. Returns the history.
     """
     s, sizes = task.settings, {"num_labeled": len(task.labeled), "num_unlabeled": len(task.unlabeled)}
     topk = partial(marginalize_topk, k=s["k"])
+    for network in (m2.encoder.network, m2.decoder.network):
+        nn.init.normal_(network.label_column.weight, std=s["label_scale"])
 
-    def classifier_loss(batch):
-        x, y, _ = batch
-        return -m2.classifier(x).log_prob(y).mean()
-
-    def loss(batch, train_classifier):
+    def m2_loss(batch):
         x, y, x_unlabeled = batch
-        bounds = m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, topk, train_classifier)
+        bounds = m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, topk)
         alpha = s["alpha"] * sum(sizes.values())
         return -j_alpha(*bounds, m2.classifier(x).log_prob(y), alpha=alpha, **sizes)
 
-    history = task.fit(classifier_loss, m2.classifier, batches, "labels")
-    for stage in ("stopped", "released"):
-        history += task.fit(partial(loss, train_classifier=stage == "released"), m2, batches, stage)
-    return history
+    learner = m2.classifier.network.rest[-1] if s["classifier_from_m1"] else m2.classifier
+    history = _fit_labels(m2.classifier, learner, batches, task)
+    m2.classifier.requires_grad_(False)
+    history += task.fit(m2_loss, m2, batches, "stopped")
+    m2.classifier.requires_grad_(True)
+    return history + task.fit(m2_loss, m2, batches, "released")
 
 
 def m2(task):
     """M2 on pixels."""
     s, images = task.settings, task.mnist.train_images
-    sizes = s["z_dim"], s["hidden_dims"]
     model = SemiSupervisedVAE(
-        Encoder(784, *sizes, num_classes=10),
-        BernoulliDecoder(sizes[0], 784, sizes[1], num_classes=10),
-        Classifier(784, 10, s["hidden_dims"]),
+        Encoder(784, s["z_dim"], s["hidden_dims"], num_classes=10),
+        BernoulliDecoder(s["z_dim"], 784, s["hidden_dims"], num_classes=10),
+        _classifier_from_m1(task.m1, s["classifier_dims"]),
     )
     history = train_m2(model, task.batches(images, binarize), task)
     return model.classify, history
@@ -176,11 +216,11 @@ def m1m2(task):
     model = SemiSupervisedVAE(
         Encoder(len(active), s["z_dim"], s["hidden_dims"], num_classes=10),
         GaussianDecoder(s["z_dim"], len(active), s["hidden_dims"], num_classes=10),
-        Classifier(len(active), 10, s["hidden_dims"]),
+        Classifier(len(active), 10, s["classifier_dims"]),
     )
     stacked = StackedSemiSupervisedVAE(task.m1, model, active)
     history = train_m2(model, task.batches(stacked.features(images), stacked.draw), task)
     return stacked.classify, history
 
 
-METHODS = {function.__name__: function for function in (mlp, m1knn, m1svm, m1spread, m2, m1m2)}
+METHODS = {function.__name__: function for function in (mlp, m1mlp, m1knn, m1svm, m1spread, m2, m1m2)}

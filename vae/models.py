@@ -145,16 +145,13 @@ class SemiSupervisedVAE(nn.Module):
         self._check(x, y)
         return self._labeled_elbo(x, y, self._noise(x))
 
-    def unlabeled_elbo(self, x, marginalize=marginalize, train_classifier=True):
+    def unlabeled_elbo(self, x, marginalize=marginalize):
         """Return −U(x), summing over labels by `marginalize`: (B, X) -> (B,).
 
         The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
-        Without `train_classifier`, q(y|x) is taken as given, and the gradient reaches encoder and decoder only.
         """
         self._check(x)
         noise, label_posterior = self._noise(x), self.classifier(x)
-        if not train_classifier:
-            label_posterior = Categorical(logits=label_posterior.logits.detach(), validate_args=False)
         expected = marginalize(lambda y: self._labeled_elbo(x, y, noise), label_posterior)
         return objectives.unlabeled_elbo(expected, label_posterior)
 

@@ -23,6 +23,7 @@ PAPER = {
 }
 NAMES = {
     "mlp": "labels only: MLP",
+    "m1mlp": "M1's encoder + one layer",
     "m1knn": "M1 + nearest neighbour",
     "m1svm": "M1 + SVM",
     "m1spread": "M1 + label spreading",
