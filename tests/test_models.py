@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from vae.data import two_gaussians
-from vae.models import VAE, AutoEncoder, SemiSupervisedVAE
+from vae.models import VAE, AutoEncoder, SemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
 from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder, diagonal_normal
 
 
@@ -240,3 +240,41 @@ def test_a_small_vae_learns_a_density_that_no_single_gaussian_matches():
     for better, worse in ((true, elbo), (elbo, gaussian)):
         gain = better - worse
         assert gain.mean() > 5 * gain.std() / 4000**0.5
+
+
+def stacked_on(encoder, active):
+    return StackedSemiSupervisedVAE(
+        VAE(encoder, BernoulliDecoder(3, 6, [4])),
+        SemiSupervisedVAE(Encoder(2, 2, [4], 5), GaussianDecoder(2, 2, [4], 5), Classifier(2, 5, [4])),
+        torch.tensor(active),
+    )
+
+
+def test_m1m2_sees_the_active_latents_of_m1():
+    encoder, x = Encoder(6, 3, [4]), torch.rand(9, 6)
+    stacked, posterior = stacked_on(encoder, [0, 2]), encoder(x)
+    expected = torch.cat([posterior.mean[:, [0, 2]], posterior.stddev[:, [0, 2]]], 1)
+    assert_close(stacked.features(x), expected.detach())
+    assert not stacked.features(x).requires_grad
+    assert torch.equal(stacked.classify(x), stacked.m2.classify(posterior.mean[:, [0, 2]]))
+
+
+def test_m1m2_draws_its_features_from_the_posterior_anew():
+    features = torch.tensor([[3.0, -1.0, 0.5, 2.0]]).expand(100_000, 4)
+    draws = StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(0))
+    standard_error = features[0, 2:] / len(draws) ** 0.5
+    assert ((draws.mean(0) - features[0, :2]).abs() < 5 * standard_error).all()
+    assert ((draws.std(0) - features[0, 2:]).abs() < 5 * standard_error).all()
+    again, other = (StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert torch.equal(draws, again)
+    assert not torch.equal(draws, other)
+
+
+def test_active_latents_are_those_whose_mean_follows_the_data():
+    encoder, x = Encoder(6, 3, [4]), torch.randn(1000, 6)
+    nn.init.zeros_(encoder.network.rest[-1].weight)
+    vae = VAE(encoder, BernoulliDecoder(3, 6, [4]))
+    with pytest.raises(ValueError, match="train it longer"):
+        active_latents(vae, x)
+    nn.init.ones_(encoder.network.rest[-1].weight[1])
+    assert active_latents(vae, x).tolist() == [1]

@@ -29,8 +29,8 @@ SETTINGS = {
     "mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
     "m1mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
     "m1knn": {},
-    "m1svm": {"C": 10},
-    "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.2},
+    "m1svm": {"C": 1},
+    "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.8},
     "m2": _M2
     | {
         "hidden_dims": [500, 500],
@@ -144,7 +144,8 @@ def m1mlp(task):
 
 def _on_m1(estimator, task, num_unlabeled=0):
     """Fit a scikit-learn classifier on M1's posterior means; it sees unlabelled images with the label −1."""
-    rows = torch.cat([task.labeled, task.unlabeled[:num_unlabeled]])
+    order = torch.randperm(len(task.unlabeled), generator=task.generator)  # the split lists them digit by digit
+    rows = torch.cat([task.labeled, task.unlabeled[order[:num_unlabeled]]])
     labels = torch.cat([task.labels, torch.full((len(rows) - len(task.labels),), -1)])
 
     def means(x):
