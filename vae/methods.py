@@ -38,7 +38,7 @@ SETTINGS = {
         "classifier_from_m1": True,
         "label_scale": 3,
         "alpha": 1,
-        "epochs": {"labels": 2, "stopped": 3, "released": 12},
+        "epochs": {"labels": 2, "stopped": 3, "released": 15},
         "lr": 2e-3,
     },
     "m1m2": _M2
@@ -48,8 +48,8 @@ SETTINGS = {
         "classifier_from_m1": False,
         "label_scale": 1,
         "alpha": 1,
-        "epochs": {"labels": 2, "stopped": 8, "released": 32},
-        "lr": 5e-3,
+        "epochs": {"labels": 2, "stopped": 8, "released": 12},
+        "lr": 3e-3,
     },
 }
 
