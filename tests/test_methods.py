@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from vae import methods
 from vae.data import binarize, labeled_split
-from vae.methods import SETTINGS, Task, settings_of, train_m1
+from vae.methods import ABLATIONS, SETTINGS, Task, settings_of, train_m1
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,21 @@ def task(embedded, m1, tmp_path):
     return make
 
 
-def test_a_smoke_run_has_one_epoch_of_each_stage_and_else_the_same_settings():
-    for method, settings in SETTINGS.items():
-        smoke = settings_of(method, smoke=True)
-        assert settings_of(method) == settings
-        assert set(smoke.get("epochs", {}).values()) <= {1}
-        assert {**smoke, "epochs": None} == {**settings, "epochs": None}
+@pytest.mark.parametrize("method", SETTINGS)
+def test_a_smoke_run_has_at_most_one_epoch_of_each_stage_and_else_the_same_settings(method):
+    full, smoke = settings_of(method), settings_of(method, smoke=True)
+    assert full == SETTINGS[method]
+    stages = full.get("epochs", {})
+    assert {"epochs": {}, **smoke} == {**full, "epochs": {stage: min(epochs, 1) for stage, epochs in stages.items()}}
+
+
+def test_each_ablation_undoes_one_thing_and_the_naive_m2_all_of_them():
+    chosen = SETTINGS["m2"]
+    changed = {name: {k for k in chosen if SETTINGS[name][k] != chosen[k]} for name in ABLATIONS}
+    everything = changed.pop("m2_naive")
+    assert all(len(keys) == 1 for keys in changed.values())
+    assert everything == set.union(*changed.values())
+    assert all(SETTINGS[name].keys() == chosen.keys() for name in ABLATIONS)
 
 
 @pytest.mark.parametrize("method", ["m2", "m1m2"])
@@ -101,6 +110,13 @@ def test_estimators_see_labels_of_the_labelled_images_only_and_unlabelled_ones_o
     rows = torch.cdist(estimator.features[100:], means).argmin(1)
     assert set(rows.tolist()) <= set(problem.unlabeled.tolist())
     assert torch.bincount(embedded.train_labels[rows], minlength=10).min() > 20  # 50 of each digit, more or less
+
+
+def test_a_stage_of_no_epochs_is_left_out(task, monkeypatch):
+    stages = []
+    monkeypatch.setattr(methods, "fit", lambda *arguments, name, **settings: stages.append(name) or [])
+    methods.m2(task("m2_unstopped"))
+    assert stages == ["labels", "released"]
 
 
 def test_batches_are_of_the_rows_asked_for(task, embedded):

@@ -53,12 +53,23 @@ SETTINGS = {
     },
 }
 
+# M2 with one thing undone, each, and with all of them undone.
+ABLATIONS = {
+    "m2_small_columns": {"label_scale": 0.1},
+    "m2_unstopped": {"epochs": {"labels": 2, "stopped": 0, "released": 18}},
+    "m2_from_scratch": {"classifier_from_m1": False},
+    "m2_one_layer": {"hidden_dims": [500]},
+    "m2_weak_labels": {"alpha": 0.1},
+}
+ABLATIONS["m2_naive"] = {key: value for change in ABLATIONS.values() for key, value in change.items()}
+SETTINGS |= {name: SETTINGS["m2"] | change for name, change in ABLATIONS.items()}
+
 
 def settings_of(method, smoke=False):
     """Return the settings of `method`; for a smoke run, with one epoch of each stage."""
     settings = SETTINGS[method]
     if smoke and "epochs" in settings:
-        settings = settings | {"epochs": dict.fromkeys(settings["epochs"], 1)}
+        settings = settings | {"epochs": {stage: min(epochs, 1) for stage, epochs in settings["epochs"].items()}}
     return settings
 
 
@@ -89,7 +100,7 @@ class Task:
         return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
 
     def fit(self, loss_fn, model, batches, stage):
-        """Train one stage, as many epochs as the settings say, and return its history, with the CPU time it took."""
+        """Train one stage for its epochs, which may be 0, and return its history, with the CPU time it took."""
         last = time.process_time()
 
         def cpu_seconds():
@@ -98,6 +109,8 @@ class Task:
             return {"cpu_seconds": last - before}
 
         epochs, lr = self.settings["epochs"][stage], self.settings["lr"]
+        if epochs == 0:
+            return []
         checkpoint = self.state.with_name(f"{self.state.name}-{stage}.pt")
         kept = {"checkpoint": checkpoint, "reuse_finished": True}
         return fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=cpu_seconds, name=stage, **kept)
@@ -201,10 +214,11 @@ def train_m2(m2, batches, task):
 def m2(task):
     """M2 on pixels."""
     s, images = task.settings, task.mnist.train_images
+    dims = s["classifier_dims"]
     model = SemiSupervisedVAE(
         Encoder(784, s["z_dim"], s["hidden_dims"], num_classes=10),
         BernoulliDecoder(s["z_dim"], 784, s["hidden_dims"], num_classes=10),
-        _classifier_from_m1(task.m1, s["classifier_dims"]),
+        _classifier_from_m1(task.m1, dims) if s["classifier_from_m1"] else Classifier(784, 10, dims),
     )
     history = train_m2(model, task.batches(images, binarize), task)
     return model.classify, history
@@ -225,3 +239,4 @@ def m1m2(task):
 
 
 METHODS = {function.__name__: function for function in (mlp, m1mlp, m1knn, m1svm, m1spread, m2, m1m2)}
+METHODS_AND_ABLATIONS = METHODS | dict.fromkeys(ABLATIONS, m2)

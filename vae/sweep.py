@@ -23,7 +23,7 @@ import torch
 
 from vae.data import MNIST_MD5, embedded_mnist, labeled_split, load_mnist
 from vae.files import atomic_path
-from vae.methods import METHODS, Task, settings_of, train_m1
+from vae.methods import METHODS, METHODS_AND_ABLATIONS, Task, settings_of, train_m1
 
 LABELS = (100, 600, 1000, 3000)
 SPLITS = 5
@@ -74,7 +74,7 @@ def _result(cell, m1, folder, smoke):
     labeled, unlabeled = labeled_split(mnist.train_labels, cell.labels, generator)
     task = Task(mnist, labeled, unlabeled, generator, m1, settings, folder / str(cell))
     start = time.process_time()
-    classify, history = METHODS[cell.method](task)
+    classify, history = METHODS_AND_ABLATIONS[cell.method](task)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
     return {
         **cell._asdict(),
@@ -133,7 +133,7 @@ def connect(address):
 def main(arguments=None):
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m vae.sweep", description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_ABLATIONS, default=list(METHODS))
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
     parser.add_argument("--splits", type=int, default=SPLITS, help="draws of labels, 0 … SPLITS − 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
