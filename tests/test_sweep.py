@@ -111,6 +111,14 @@ def test_what_is_there_is_skipped_and_nothing_but_results_is_left(m1, tmp_path, 
     assert "1 of 3 results are there, 2 to go" in capsys.readouterr().out
 
 
+def test_time_left_counts_what_each_method_costs():
+    cells = [Cell(method, labels, 0) for method in ("mlp", "m2") for labels in (100, 600, 1000)]
+    finished = {cells[0]: 1.0, cells[3]: 10.0}
+    assert sweep.minutes_left(finished, cells, elapsed=5.5) == pytest.approx(11)  # two cells of 1 and two of 10
+    assert sweep.minutes_left({cells[0]: 1.0}, cells, elapsed=1) == pytest.approx(5)
+    assert sweep.minutes_left(dict.fromkeys(cells, 1.0), cells, elapsed=3) == 0
+
+
 STATE, RESULTS = "preview/smoke/checkpoints/sweep", "preview/smoke/results/ssl"
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import joblib
@@ -98,17 +99,26 @@ def sweep(cells, m1, results, state, parallel, smoke=False):
     """
     missing = [cell for cell in cells if not (results / f"{cell}.json").exists()]
     print(f"{len(cells) - len(missing)} of {len(cells)} results are there, {len(missing)} to go", flush=True)
-    start = time.monotonic()
+    start, finished = time.monotonic(), {}
     jobs = (joblib.delayed(run_cell)(cell, m1, state, smoke) for cell in missing)
-    for done, result in enumerate(parallel(jobs), start=1):
+    for result in parallel(jobs):
         cell = Cell(result["method"], result["labels"], result["split"])
         with atomic_path(results / f"{cell}.json") as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
         for path in state.glob(f"{cell}[.-]*"):
             path.unlink()
-        left = (time.monotonic() - start) / done * (len(missing) - done) / 60
+        finished[cell] = result["cpu_minutes"]
+        left = minutes_left(finished, missing, (time.monotonic() - start) / 60)
         errors = f"error {result['valid_error']:.2f} % on validation, {result['test_error']:.2f} % on test images"
-        print(f"[{done}/{len(missing)}] {cell}: {errors}; about {left:.0f} minutes left", flush=True)
+        print(f"[{len(finished)}/{len(missing)}] {cell}: {errors}; about {left:.0f} minutes left", flush=True)
+
+
+def minutes_left(finished, cells, elapsed):
+    """Estimate from {cell: its CPU minutes} after `elapsed` minutes: a cell costs what its method costs on average."""
+    by_method = {c.method: mean(t for d, t in finished.items() if d.method == c.method) for c in finished}
+    average = mean(finished.values())
+    to_go = sum(by_method.get(cell.method, average) for cell in cells if cell not in finished)
+    return elapsed * to_go / max(sum(finished.values()), 0.01)
 
 
 def connect(address):
