@@ -99,7 +99,7 @@ def errors_against_labels(results):
                 axis.errorbar(list(errors), means, deviations, fmt=style, label=label, **appearance)
     axis.plot([], [], "s--", color="0.5", label="the paper, same colours")
     axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
-    ticks = sorted({n for cells in results.values() for n in cells})
+    ticks = sorted({n for cells in (*results.values(), *PAPER.values()) for n in cells})
     axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
     axis.set_xticks([], minor=True)
     percent = (2, 3, 5, 10, 20, 30)
