@@ -27,9 +27,7 @@ def kill():
     raise Killed
 
 
-def train(
-    checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, bf16=False, reuse_finished=False
-):
+def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, bf16=False, reuse=False):
     """Train for 5 steps an epoch, drawing noise in the batches, the loss and the evaluation; `fail` at a step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3))
@@ -45,7 +43,7 @@ def train(
     def evaluate():
         return {"error": (model(torch.randn(9, 3)) ** 2).mean().item()}
 
-    kept = {"checkpoint": checkpoint, "reuse_finished": reuse_finished}
+    kept = {"checkpoint": checkpoint, "reuse": reuse}
     history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=evaluate, bf16=bf16, **kept)
     return [p.detach() for p in model.parameters()], history
 
@@ -125,10 +123,10 @@ def test_a_finished_run_starts_afresh(checkpoint):
 def test_a_finished_run_is_taken_as_it_is_when_asked(checkpoint):
     reference = train(checkpoint)
     after = torch.rand(1)  # what comes after it draws the same numbers, too
-    assert_same_run(train(checkpoint, seed=2, fail_at=0, reuse_finished=True), reference)
+    assert_same_run(train(checkpoint, seed=2, fail_at=0, reuse=True), reference)
     assert_close(torch.rand(1), after)
     with pytest.raises(ValueError, match="delete it"):
-        train(checkpoint, epochs=5, reuse_finished=True)
+        train(checkpoint, epochs=5, reuse=True)
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 5}, {"lr": 0.02}, {"bf16": True}])

@@ -112,7 +112,7 @@ class Task:
         if epochs == 0:
             return []
         checkpoint = self.state.with_name(f"{self.state.name}-{stage}.pt")
-        kept = {"checkpoint": checkpoint, "reuse_finished": True}
+        kept = {"checkpoint": checkpoint, "reuse": True}
         return fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=cpu_seconds, name=stage, **kept)
 
 
@@ -122,7 +122,7 @@ def train_m1(mnist, checkpoint, smoke=False):
     torch.manual_seed(0)
     vae = VAE(Encoder(784, s["z_dim"], s["hidden_dims"]), BernoulliDecoder(s["z_dim"], 784, s["hidden_dims"][::-1]))
     batches = Batches(mnist.train_images, s["batch_size"], torch.Generator().manual_seed(0), binarize)
-    kept = {"checkpoint": checkpoint, "reuse_finished": True, "name": "M1"}
+    kept = {"checkpoint": checkpoint, "reuse": True, "name": "M1"}
     fit(lambda x: -vae.elbo(x).mean(), vae, batches, epochs=s["epochs"], lr=s["lr"], **kept)
     return vae
 

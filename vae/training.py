@@ -12,19 +12,7 @@ from tqdm import tqdm
 from vae.files import atomic_path
 
 
-def fit(
-    loss_fn,
-    model,
-    batches,
-    *,
-    epochs,
-    lr,
-    evaluate=lambda: {},
-    checkpoint=None,
-    reuse_finished=False,
-    bf16=False,
-    name="model",
-):
+def fit(loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, reuse=False, bf16=False, name="model"):
     """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
 
     The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and moves the first momentum
@@ -32,7 +20,7 @@ def fit(
 
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
     With `checkpoint`, a path, the run is saved after each epoch and an unfinished run is resumed from it, bit for bit;
-    a finished one starts afresh, or with `reuse_finished` is taken as it is. `bf16` runs the layers in bfloat16.
+    a finished one starts afresh, or with `reuse` is taken as it is. `bf16` runs the layers in bfloat16.
 
     Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
     """
@@ -40,7 +28,7 @@ def fit(
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
     settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16}
     run = _Run(settings, model, optimizer, schedule, batches.generator)
-    history = run.resume(Path(checkpoint), reuse_finished) if checkpoint else []
+    history = run.resume(Path(checkpoint), reuse) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
         for epoch in range(len(history), epochs):
             total = 0.0
@@ -130,10 +118,10 @@ class _Run:
         with atomic_path(path) as partial:
             torch.save(state, partial)
 
-    def resume(self, path, reuse_finished):
+    def resume(self, path, reuse):
         """Restore the state at `path`, if it is there and unfinished or to be reused, and return its history."""
         state = load_checkpoint(path) if path.exists() else None
-        if state is None or (len(state["history"]) == state["settings"]["epochs"] and not reuse_finished):
+        if state is None or (len(state["history"]) == state["settings"]["epochs"] and not reuse):
             return []
         if state["settings"] != self.settings:
             raise ValueError(
