@@ -29,6 +29,22 @@ def embedded():
     return embedded_mnist()
 
 
+@pytest.fixture(scope="session")
+def m1_checkpoint(embedded, tmp_path_factory):
+    from vae.methods import train_m1
+
+    path = tmp_path_factory.mktemp("m1") / "m1.pt"
+    train_m1(embedded, path, smoke=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def m1(embedded, m1_checkpoint):
+    from vae.methods import train_m1
+
+    return train_m1(embedded, m1_checkpoint, smoke=True)  # finished: loaded, not trained again
+
+
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """An empty working folder, no settings and no network. Returns the list of downloads that were tried."""

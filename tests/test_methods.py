@@ -6,12 +6,7 @@ from torch.testing import assert_close
 
 from vae import methods
 from vae.data import binarize, labeled_split
-from vae.methods import ABLATIONS, SETTINGS, Task, settings_of, train_m1
-
-
-@pytest.fixture(scope="module")
-def m1(embedded, tmp_path_factory):
-    return train_m1(embedded, tmp_path_factory.mktemp("m1") / "m1.pt", smoke=True)
+from vae.methods import ABLATIONS, SETTINGS, Task, settings_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vae import methods, sweep
-from vae.methods import METHODS, train_m1
+from vae.methods import METHODS
 from vae.sweep import Cell, run_cell
 
 ROOT = Path(__file__).parent.parent
@@ -28,18 +28,6 @@ class Killed(BaseException):
 def in_this_process(jobs):
     """Stand in for joblib.Parallel."""
     return (function(*arguments, **keywords) for function, arguments, keywords in jobs)
-
-
-@pytest.fixture(scope="module")
-def m1_checkpoint(embedded, tmp_path_factory):
-    path = tmp_path_factory.mktemp("m1") / "m1.pt"
-    train_m1(embedded, path, smoke=True)
-    return path
-
-
-@pytest.fixture(scope="module")
-def m1(embedded, m1_checkpoint):
-    return train_m1(embedded, m1_checkpoint, smoke=True)  # finished: loaded, not trained again
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from vae.training import fit
 
 M1_SETTINGS = {"z_dim": 10, "hidden_dims": [500, 500], "epochs": 40, "lr": 2e-3, "batch_size": 200}
 _BATCHES = {"batch_labeled": 100, "batch_unlabeled": 200}
+_LABELS_ONLY = _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3}
 _M2 = _BATCHES | {"z_dim": 50, "k": 1}
 SETTINGS = {
-    "mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
-    "m1mlp": _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3},
+    "mlp": _LABELS_ONLY,
+    "m1mlp": _LABELS_ONLY,
     "m1knn": {},
     "m1svm": {"C": 1},
     "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.8},
@@ -140,19 +141,21 @@ def _fit_labels(classifier, learner, batches, task):
     return task.fit(lambda batch: -classifier(batch[0]).log_prob(batch[1]).mean(), learner, batches, "labels")
 
 
+def _labels_only(classifier, learner, task):
+    history = _fit_labels(classifier, learner, task.batches(task.mnist.train_images, binarize), task)
+    return lambda x: classifier(x).logits.argmax(-1), history
+
+
 def mlp(task):
     """A classifier of pixels, trained on the labels alone."""
     classifier = Classifier(784, 10, task.settings["classifier_dims"])
-    history = _fit_labels(classifier, classifier, task.batches(task.mnist.train_images, binarize), task)
-    return lambda x: classifier(x).logits.argmax(-1), history
+    return _labels_only(classifier, classifier, task)
 
 
 def m1mlp(task):
     """The hidden layers of M1's encoder and one layer trained on the labels alone: where M2's classifier starts."""
     classifier = _classifier_from_m1(task.m1, task.settings["classifier_dims"])
-    batches = task.batches(task.mnist.train_images, binarize)
-    history = _fit_labels(classifier, classifier.network.rest[-1], batches, task)
-    return lambda x: classifier(x).logits.argmax(-1), history
+    return _labels_only(classifier, classifier.network.rest[-1], task)
 
 
 def _on_m1(estimator, task, num_unlabeled=0):

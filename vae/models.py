@@ -183,8 +183,9 @@ class StackedSemiSupervisedVAE(nn.Module):
 
     def features(self, x):
         """Return mean and standard deviation of q(z|x), active latents only, side by side: (B, X) -> (B, 2A)."""
-        posterior = self.m1.encoder(x)
-        return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1).detach()
+        with torch.no_grad():
+            posterior = self.m1.encoder(x)
+            return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
 
     @staticmethod
     def draw(features, generator):

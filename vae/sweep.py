@@ -91,13 +91,18 @@ def _result(cell, m1, folder, smoke):
     }
 
 
+def missing_cells(cells, results):
+    """Return those `cells` that have no result in the folder `results` yet."""
+    return [cell for cell in cells if not (results / f"{cell}.json").exists()]
+
+
 def sweep(cells, m1, results, state, parallel, smoke=False):
     """Run the `cells` that have no result in the folder `results` yet, through `parallel`, and write each as it comes.
 
     Results are written atomically. `state` is the folder for what a killed run resumes from; a cell's part of it is
     removed once its result is written.
     """
-    missing = [cell for cell in cells if not (results / f"{cell}.json").exists()]
+    missing = missing_cells(cells, results)
     print(f"{len(cells) - len(missing)} of {len(cells)} results are there, {len(missing)} to go", flush=True)
     start, finished = time.monotonic(), {}
     jobs = (joblib.delayed(run_cell)(cell, m1, state, smoke) for cell in missing)
@@ -152,6 +157,9 @@ def main(arguments=None):
     root = Path("preview/smoke" if SMOKE else ".")
     results, state = root / "results/ssl", (root / "checkpoints/sweep").absolute()
     cells = [Cell(*cell) for cell in product(options.methods, options.labels, range(options.splits))]
+    if not missing_cells(cells, results):
+        print(f"all {len(cells)} results are there")
+        return
     m1 = train_m1(_mnist(SMOKE), state / "m1.pt", SMOKE)
     if options.scheduler:
         backend = {"backend": "dask", "client": connect(options.scheduler)}

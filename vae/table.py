@@ -43,7 +43,7 @@ def read_results(folder=RESULTS):
             result = json.loads(path.read_text())
             cells[result["method"], result["labels"]][result["split"]] = result
             float(result["test_error"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a result of vae.sweep ({error!r}); delete it and run the sweep") from error
     return {
         name: {n: [c[s] for s in sorted(c)] for (m, n), c in sorted(cells.items()) if m == name}
@@ -76,8 +76,8 @@ def markdown(results):
         lines.append(f"| {NAMES[method]} | {' | '.join(entries)} | {cost} |")
         if method in PAPER:
             paper = [_format(PAPER[method][n]) if n in PAPER[method] else "–" for n in counts]
-            name = "M1 + TSVM" if method == "m1svm" else ""
-            lines.append(f"| – the paper{name and ', '}{name} | {' | '.join(paper)} | |")
+            name = "the paper, M1 + TSVM" if method == "m1svm" else "the paper"
+            lines.append(f"| – {name} | {' | '.join(paper)} | |")
     return "\n".join(lines)
 
 
@@ -85,18 +85,19 @@ def _format(values):
     return " ± ".join(f"{value:.2f}" for value in values)
 
 
+def _error_bars(axis, errors, **appearance):
+    means = [values[0] for values in errors.values()]
+    deviations = [values[1] if len(values) > 1 else 0 for values in errors.values()]
+    axis.errorbar(list(errors), means, deviations, capsize=3, **appearance)
+
+
 def errors_against_labels(results):
     """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     for (method, cells), color in zip(results.items(), DIGIT_COLORS, strict=False):
-        for errors, style in ((test_errors(cells), "o-"), (PAPER.get(method, {}), "s--")):
-            if errors:
-                means = [values[0] for values in errors.values()]
-                deviations = [values[1] if len(values) > 1 else 0 for values in errors.values()]
-                ours = style == "o-"
-                label = NAMES[method] if ours else None
-                appearance = {"color": color, "alpha": 1 if ours else 0.5, "capsize": 3}
-                axis.errorbar(list(errors), means, deviations, fmt=style, label=label, **appearance)
+        _error_bars(axis, test_errors(cells), fmt="o-", color=color, label=NAMES[method])
+        if method in PAPER:
+            _error_bars(axis, PAPER[method], fmt="s--", color=color, alpha=0.5)
     axis.plot([], [], "s--", color="0.5", label="the paper, same colours")
     axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
     ticks = sorted({n for cells in (*results.values(), *PAPER.values()) for n in cells})

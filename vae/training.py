@@ -73,8 +73,12 @@ def load_checkpoint(path):
 
 def load_model(model, path):
     """Load the parameters that `fit` saved at `path` into `model`. ValueError if they are of another architecture."""
+    _load_parameters(model, load_checkpoint(path), path)
+
+
+def _load_parameters(model, state, path):
     try:
-        model.load_state_dict(load_checkpoint(path)["model"])
+        model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise ValueError(f"{path} was saved from another architecture: {error}") from error
 
@@ -127,7 +131,7 @@ class _Run:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
             )
-        load_model(self.parts["model"], path)
+        _load_parameters(self.parts["model"], state, path)
         self.parts["optimizer"].load_state_dict(state["optimizer"])
         self.parts["schedule"].load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"])
