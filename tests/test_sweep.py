@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae import methods, sweep
-from vae.methods import METHODS
+from vae import stages, sweep
+from vae.methods import METHODS, settings_of
 from vae.sweep import Cell, run_cell
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def numbers(folder):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_something_and_says_how(m1, method, tmp_path, threads):
-    result = run_cell(Cell(method, 1000, 3), m1, tmp_path, smoke=True)
+    result = run_cell(Cell(method, 1000, 3), m1, tmp_path, tmp_path / "state", smoke=True)
     assert (result["method"], result["labels"], result["split"], result["seed"]) == (method, 1000, 3, 3)
     assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
     assert 0 < result["valid_error"] < 75
@@ -57,46 +57,69 @@ def test_every_method_learns_something_and_says_how(m1, method, tmp_path, thread
 
 
 def test_results_are_seeded_by_their_split(m1, tmp_path, threads):
-    first, again = (run_cell(Cell("m1knn", 100, 0), m1, tmp_path, smoke=True) for _ in range(2))
-    other = run_cell(Cell("m1knn", 100, 1), m1, tmp_path, smoke=True)
+    first, again = (run_cell(Cell("m1knn", 100, 0), m1, tmp_path / name, tmp_path, smoke=True) for name in "ab")
+    other = run_cell(Cell("m1knn", 100, 1), m1, tmp_path / "a", tmp_path, smoke=True)
     assert first["test_error"] == again["test_error"] != other["test_error"]
 
 
-def test_a_killed_cell_resumes_after_its_last_epoch(m1, tmp_path, threads, monkeypatch):
-    """Killed in its third stage, a cell trains that stage only, and ends as if nothing had happened."""
-    stages, fit = [], methods.fit
+@pytest.mark.parametrize(("method", "stages_before", "last"), [("m2", 2, "released"), ("m1m2", 3, "joint")])
+def test_a_killed_cell_resumes_after_its_last_epoch(method, stages_before, last, m1, tmp_path, threads, monkeypatch):
+    """Killed in its last stage, a cell trains that stage only, and ends as if nothing had happened."""
+    steps, fit, cell = [], stages.fit, Cell(method, 100, 0)
 
     def killed_once(loss_fn, model, batches, *, name, **settings):
         def counted(batch):
-            stages.append(name)
-            if len(stages) == 2 * len(batches) + 3:
+            steps.append(name)
+            if len(steps) == stages_before * len(batches) + 3:
                 raise Killed
             return loss_fn(batch)
 
         return fit(counted, model, batches, name=name, **settings)
 
-    reference = run_cell(Cell("m2", 100, 0), m1, tmp_path / "reference", smoke=True)
-    monkeypatch.setattr(methods, "fit", killed_once)
+    reference = run_cell(cell, m1, tmp_path / "reference", tmp_path / "other state", smoke=True)
+    monkeypatch.setattr(stages, "fit", killed_once)
     with pytest.raises(Killed):
-        run_cell(Cell("m2", 100, 0), m1, tmp_path / "killed", smoke=True)
-    del stages[:-3]
-    assert set(stages) == {"released"}
-    resumed = run_cell(Cell("m2", 100, 0), m1, tmp_path / "killed", smoke=True)
-    assert set(stages) == {"released"}
-    assert len(stages) == 3 + resumed["updates"] // 3
+        run_cell(cell, m1, tmp_path / "killed", tmp_path / "state", smoke=True)
+    del steps[:-3]
+    assert set(steps) == {last}
+    resumed = run_cell(cell, m1, tmp_path / "killed", tmp_path / "state", smoke=True)
+    assert set(steps) == {last}
+    assert len(steps) == 3 + resumed["updates"] // (stages_before + 1)
     assert resumed | {"cpu_minutes": 0} == reference | {"cpu_minutes": 0}
 
 
 def test_what_is_there_is_skipped_and_nothing_but_results_is_left(m1, tmp_path, threads, capsys):
     cells = [Cell("m1knn", 100, split) for split in range(3)]
     results, state = tmp_path / "results", tmp_path / "state"
-    results.mkdir()
-    (results / "m1knn-100-1.json").write_text("kept as it is")
+    kept = run_cell(cells[1], m1, results, state, smoke=True) | {"test_error": "kept as it is"}
+    (results / "m1knn-100-1.json").write_text(json.dumps(kept))
     sweep.sweep(cells, m1, results, state, in_this_process, smoke=True)
     assert sorted(os.listdir(results)) == [f"{cell}.json" for cell in cells]
-    assert (results / "m1knn-100-1.json").read_text() == "kept as it is"
-    assert os.listdir(state) == []
+    assert json.loads((results / "m1knn-100-1.json").read_text()) == kept
+    assert os.listdir(state) == ["locks"]
     assert "1 of 3 results are there, 2 to go" in capsys.readouterr().out
+
+
+def test_who_waits_for_a_cell_finds_its_result_and_does_not_train_again(m1, tmp_path, threads, monkeypatch):
+    first = run_cell(Cell("m1knn", 100, 0), m1, tmp_path / "results", tmp_path / "state", smoke=True)
+    monkeypatch.setattr(sweep, "_result", None)  # training would fail
+    assert run_cell(Cell("m1knn", 100, 0), m1, tmp_path / "results", tmp_path / "state", smoke=True) == first
+
+
+def test_a_result_of_other_settings_is_none(m1, tmp_path, threads):
+    cell, path = Cell("m1svm", 100, 0), tmp_path / "m1svm-100-0.json"
+    result = run_cell(cell, m1, tmp_path, tmp_path / "state", smoke=True)
+    assert sweep.missing_cells([cell], tmp_path, smoke=True) == []
+    path.write_text(json.dumps(result | {"settings": {"C": 2}}))
+    assert sweep.missing_cells([cell], tmp_path, smoke=True) == [cell]
+    assert run_cell(cell, m1, tmp_path, tmp_path / "state", smoke=True) == json.loads(path.read_text()) == result
+
+
+def test_committed_results_have_the_settings_of_today():
+    for path in (ROOT / "results/ssl").glob("*.json"):
+        result = sweep.load_result(path)
+        assert result["settings"] == settings_of(result["method"]), path
+        assert path.stem == str(Cell(result["method"], result["labels"], result["split"]))
 
 
 def test_time_left_counts_what_each_method_costs():
@@ -153,13 +176,20 @@ def backend(request, monkeypatch):
 
 def test_a_sweep_survives_a_kill(backend, reference, m1_checkpoint, tmp_path):
     results, state = tmp_path / RESULTS, tmp_path / STATE
-    kill_when(start(tmp_path, m1_checkpoint, *backend), lambda: any(state.glob("m2-100-*-stopped.pt")))
+    kill_when(start(tmp_path, m1_checkpoint, *backend), lambda: any(state.glob("m2-100-*/stopped.pt")))
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     assert start(tmp_path, m1_checkpoint, *backend).wait(300) == 0
     assert numbers(results) == reference
     assert reference.keys() == CELLS
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())  # nothing was repeated
-    assert os.listdir(state) == ["m1.pt"]
+    assert sorted(os.listdir(state)) == ["locks", "m1.pt"]
+
+
+def test_workers_with_several_threads_are_refused():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, pytest.raises(SystemExit, match="one thread each"):
+        sweep.connect(cluster.scheduler_address)
 
 
 def test_a_scheduler_without_workers_is_no_silent_wait(monkeypatch):

@@ -51,7 +51,8 @@ def test_smoke_run_uses_embedded_images_and_never_touches_images(tmp_path, monke
     assert "PREVIEW" in shown.get_suptitle()
     assert says_preview("preview/smoke/curves.png")
     assert workspace.count(100, 2) == 2
-    assert workspace.checkpoint("m1") is None
+    with workspace.resumable("m1") as state:
+        assert state == Path("preview/smoke/checkpoints/m1")
     assert not offline
 
 
@@ -66,7 +67,8 @@ def test_without_mnist_a_full_run_goes_on_loudly_into_preview(tmp_path, capsys):
     assert "PREVIEW" in shown.get_suptitle()
     assert says_preview("preview/curves.png")
     assert workspace.count(100, 2) == 100
-    assert workspace.checkpoint("m1").parts[0] == "preview"
+    with workspace.resumable("m1") as state:
+        assert state == Path("preview/checkpoints/m1")
 
 
 def test_with_mnist_a_full_run_writes_to_images(tmp_path, capsys, write_mnist):
@@ -79,8 +81,20 @@ def test_with_mnist_a_full_run_writes_to_images(tmp_path, capsys, write_mnist):
     assert shown.get_suptitle() == ""
     assert not says_preview("_images/curves.png")
     assert workspace.count(100, 2) == 100
-    assert workspace.checkpoint("m1").parts[0] == "checkpoints"
+    with workspace.resumable("m1") as state:
+        assert state == Path("checkpoints/m1")
     assert capsys.readouterr().out == ""
+
+
+def test_what_training_resumes_from_outlives_a_kill_and_no_success(tmp_path):
+    workspace = Workspace()
+    with pytest.raises(KeyboardInterrupt), workspace.resumable("m1") as state:
+        state.mkdir(parents=True)
+        (state / "m1.pt").write_text("half a run")
+        raise KeyboardInterrupt
+    with workspace.resumable("m1") as state:
+        assert (state / "m1.pt").read_text() == "half a run"
+    assert not state.exists()
 
 
 def test_damaged_mnist_stops_the_run(tmp_path, write_mnist):

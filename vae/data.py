@@ -118,14 +118,19 @@ def binarize(images, generator):
     return (torch.rand(images.shape, generator=generator, device=images.device) < images).float()
 
 
+def check_labels(labels, num_classes):
+    """Raise ValueError unless all `labels` lie in 0…num_classes − 1."""
+    low, high = labels.aminmax()
+    if not (low >= 0 and high < num_classes):
+        raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {low}…{high}")
+
+
 def labeled_split(labels, num_labeled, generator, num_classes=10):
     """Return the indices of a class-balanced random subset of `num_labeled` images, and those of all the others.
 
     Raises ValueError for labels outside 0…num_classes − 1 and for counts that cannot be balanced.
     """
-    low, high = labels.aminmax()
-    if not (low >= 0 and high < num_classes):
-        raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {low}…{high}")
+    check_labels(labels, num_classes)
     counts = torch.bincount(labels, minlength=num_classes)
     per_class, rest = divmod(num_labeled, num_classes)
     if rest or not 1 <= per_class <= counts.min():

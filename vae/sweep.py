@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from functools import cache
@@ -24,7 +25,9 @@ import torch
 
 from vae.data import MNIST_MD5, embedded_mnist, labeled_split, load_mnist
 from vae.files import atomic_path
-from vae.methods import METHODS, METHODS_AND_ABLATIONS, Task, settings_of, train_m1
+from vae.methods import ABLATIONS, METHODS, METHODS_AND_ABLATIONS, Task, settings_of
+from vae.stages import train_m1
+from vae.training import error
 
 LABELS = (100, 600, 1000, 3000)
 SPLITS = 5
@@ -44,28 +47,57 @@ class Cell(NamedTuple):
         return f"{self.method}-{self.labels}-{self.split}"
 
 
+RESULT_KEYS = {*Cell._fields, "valid_error", "test_error", "settings", "updates", "cpu_minutes"}
+
+
 @cache
 def _mnist(smoke):
     return embedded_mnist() if smoke else load_mnist()
 
 
-def _error(classify, images, labels):
-    """Return the percentage of images (N, 784) whose label is not the one that `classify` says."""
-    return round(100 * (classify(images) != labels).double().mean().item(), 2)
+def load_result(path):
+    """Return the result in the file at `path`. ValueError, with the path, if it holds none."""
+    try:
+        result = json.loads(path.read_text())
+        missing = RESULT_KEYS - result.keys()
+    except (AttributeError, ValueError) as problem:
+        raise ValueError(f"{path} is not a result of vae.sweep ({problem}); delete it and run the sweep") from problem
+    if missing:
+        raise ValueError(f"{path} is not a result of vae.sweep (no {missing}); delete it and run the sweep")
+    return result
 
 
-def run_cell(cell, m1, folder, smoke=False):
-    """Train `cell` on this process's one thread and return its result, ready for JSON.
+def finished_result(cell, results, smoke=False):
+    """Return the result of `cell` in the folder `results`, or None if there is none with the settings of today."""
+    path = results / f"{cell}.json"
+    result = load_result(path) if path.exists() else None
+    return result if result and result["settings"] == settings_of(cell.method, smoke) else None
 
-    `folder` takes the state of training and a log. One process at a time works on a cell: a second one waits, and then
-    finds the first one's work.
+
+def _write_result(result, cell, results):
+    with atomic_path(results / f"{cell}.json") as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run_cell(cell, m1, results, state, smoke=False):
+    """Train `cell` on this process's one thread, write its result to the folder `results`, and return it.
+
+    The cell's own folder in `state` takes what a killed run resumes from, and a log, until the result is written. One
+    process at a time works on a cell: a second one waits, and then finds the first one's result.
     """
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{cell}.lock", "w") as lock, open(folder / f"{cell}.log", "a") as log:
+    folder, locks = state / str(cell), state / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / str(cell), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.redirect_stdout(log):
-            return _result(cell, m1, folder, smoke)
+        result = finished_result(cell, results, smoke)
+        if result is None:
+            folder.mkdir(exist_ok=True)
+            with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
+                result = _result(cell, m1, folder, smoke)
+            _write_result(result, cell, results)
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
 
 
 def _result(cell, m1, folder, smoke):
@@ -73,14 +105,14 @@ def _result(cell, m1, folder, smoke):
     torch.manual_seed(cell.split)
     generator = torch.Generator().manual_seed(cell.split)
     labeled, unlabeled = labeled_split(mnist.train_labels, cell.labels, generator)
-    task = Task(mnist, labeled, unlabeled, generator, m1, settings, folder / str(cell))
+    task = Task(mnist, labeled, unlabeled, generator, m1, settings, folder)
     start = time.process_time()
     classify, history = METHODS_AND_ABLATIONS[cell.method](task)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
     return {
         **cell._asdict(),
-        "valid_error": _error(classify, mnist.valid_images, mnist.valid_labels),
-        "test_error": _error(classify, mnist.test_images, mnist.test_labels),
+        "valid_error": round(error(classify, mnist.valid_images, mnist.valid_labels), 2),
+        "test_error": round(error(classify, mnist.test_images, mnist.test_labels), 2),
         "settings": settings,
         "epochs": len(history),
         "updates": len(history) * (len(unlabeled) // settings["batch_unlabeled"]) if history else 0,
@@ -91,27 +123,23 @@ def _result(cell, m1, folder, smoke):
     }
 
 
-def missing_cells(cells, results):
-    """Return those `cells` that have no result in the folder `results` yet."""
-    return [cell for cell in cells if not (results / f"{cell}.json").exists()]
+def missing_cells(cells, results, smoke=False):
+    """Return those `cells` that have no result of today's settings in the folder `results` yet."""
+    return [cell for cell in cells if finished_result(cell, results, smoke) is None]
 
 
 def sweep(cells, m1, results, state, parallel, smoke=False):
-    """Run the `cells` that have no result in the folder `results` yet, through `parallel`, and write each as it comes.
+    """Run the `cells` that have no result in the folder `results` yet, through `parallel`, each to a file of its own.
 
-    Results are written atomically. `state` is the folder for what a killed run resumes from; a cell's part of it is
-    removed once its result is written.
+    `state` is the folder for what a killed run resumes from.
     """
-    missing = missing_cells(cells, results)
+    missing = missing_cells(cells, results, smoke)
     print(f"{len(cells) - len(missing)} of {len(cells)} results are there, {len(missing)} to go", flush=True)
     start, finished = time.monotonic(), {}
-    jobs = (joblib.delayed(run_cell)(cell, m1, state, smoke) for cell in missing)
+    jobs = (joblib.delayed(run_cell)(cell, m1, results, state, smoke) for cell in missing)
     for result in parallel(jobs):
         cell = Cell(result["method"], result["labels"], result["split"])
-        with atomic_path(results / f"{cell}.json") as partial:
-            partial.write_text(json.dumps(result, indent=1) + "\n")
-        for path in state.glob(f"{cell}[.-]*"):
-            path.unlink()
+        _write_result(result, cell, results)  # here, too: a worker on another machine may have another disk
         finished[cell] = result["cpu_minutes"]
         left = minutes_left(finished, missing, (time.monotonic() - start) / 60)
         errors = f"error {result['valid_error']:.2f} % on validation, {result['test_error']:.2f} % on test images"
@@ -136,28 +164,33 @@ def connect(address):
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
         client.run(importlib.import_module, "vae.methods")
-    except (TimeoutError, ImportError) as error:
+    except (TimeoutError, ImportError) as problem:
         client.close()
         sys.exit(
-            f"the workers of {address} cannot run the sweep ({error!r}): start at least one, each with "
+            f"the workers of {address} cannot run the sweep ({problem!r}): start at least one, each with "
             "requirements.txt installed and this folder as its working directory or in PYTHONPATH"
         )
+    if set(client.nthreads().values()) != {1}:
+        client.close()
+        sys.exit(f"the workers of {address} must have one thread each, for seeds are a process's: --nthreads 1")
     return client
 
 
 def main(arguments=None):
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m vae.sweep", description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_ABLATIONS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_ABLATIONS, help="all, ablations with 100 labels")
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
     parser.add_argument("--splits", type=int, default=SPLITS, help="draws of labels, 0 … SPLITS − 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     parser.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
     options = parser.parse_args(arguments)
     root = Path("preview/smoke" if SMOKE else ".")
-    results, state = root / "results/ssl", (root / "checkpoints/sweep").absolute()
-    cells = [Cell(*cell) for cell in product(options.methods, options.labels, range(options.splits))]
-    if not missing_cells(cells, results):
+    results, state = (root / "results/ssl").absolute(), (root / "checkpoints/sweep").absolute()
+    cells = [Cell(*cell) for cell in product(options.methods or METHODS, options.labels, range(options.splits))]
+    if not options.methods:
+        cells += [Cell(*cell) for cell in product(ABLATIONS, LABELS[:1], range(options.splits))]
+    if not missing_cells(cells, results, SMOKE):
         print(f"all {len(cells)} results are there")
         return
     m1 = train_m1(_mnist(SMOKE), state / "m1.pt", SMOKE)

@@ -12,23 +12,26 @@ from tqdm import tqdm
 from vae.files import atomic_path
 
 
-def fit(loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, reuse=False, bf16=False, name="model"):
+def fit(
+    loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, settings=None, bf16=False, name="model"
+):
     """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
 
     The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and moves the first momentum
     the other way.
 
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
-    With `checkpoint`, a path, the run is saved after each epoch and an unfinished run is resumed from it, bit for bit;
-    a finished one starts afresh, or with `reuse` is taken as it is. `bf16` runs the layers in bfloat16.
+    With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit for bit; a finished run is
+    taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
+    the layers in bfloat16.
 
     Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
-    settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16}
+    settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16, **(settings or {})}
     run = _Run(settings, model, optimizer, schedule, batches.generator)
-    history = run.resume(Path(checkpoint), reuse) if checkpoint else []
+    history = run.resume(Path(checkpoint)) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
         for epoch in range(len(history), epochs):
             total = 0.0
@@ -56,6 +59,12 @@ def evaluate_mean(value, *tensors, batch_size=1000):
     with torch.no_grad():
         batches = zip(*(t.split(batch_size) for t in tensors), strict=True)
         return torch.cat([value(*rows) for rows in batches]).mean().item()
+
+
+def error(classify, images, labels):
+    """Return the percentage of images (N, 784) whose label (N,) is not the one that `classify` says."""
+    with torch.no_grad():
+        return 100 * (classify(images) != labels).double().mean().item()
 
 
 def load_checkpoint(path):
@@ -122,11 +131,11 @@ class _Run:
         with atomic_path(path) as partial:
             torch.save(state, partial)
 
-    def resume(self, path, reuse):
-        """Restore the state at `path`, if it is there and unfinished or to be reused, and return its history."""
-        state = load_checkpoint(path) if path.exists() else None
-        if state is None or (len(state["history"]) == state["settings"]["epochs"] and not reuse):
+    def resume(self, path):
+        """Restore the state at `path`, if it is there, and return its history."""
+        if not path.exists():
             return []
+        state = load_checkpoint(path)
         if state["settings"] != self.settings:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"

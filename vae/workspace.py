@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,10 +32,12 @@ class Workspace:
         """Return `full`, or `smoke` in a smoke run."""
         return smoke if self.smoke else full
 
-    def checkpoint(self, name):
-        """Return where training may save its state and resume from; nowhere in a smoke run."""
-        folder = Path("checkpoints") if self.mnist.complete else self.folder / "checkpoints"
-        return None if self.smoke else folder / f"{name}.pt"
+    @contextmanager
+    def resumable(self, name):
+        """Yield the folder for what the training in this block resumes from if it is killed; at its end, remove it."""
+        folder = (Path() if self.mnist.complete else self.folder) / "checkpoints" / name
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, figure, name):
         """Write `figure` to this run's folder and close it; returns the bytes of the PNG."""
