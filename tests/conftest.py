@@ -31,7 +31,7 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def m1_checkpoint(embedded, tmp_path_factory):
-    from vae.methods import train_m1
+    from vae.stages import train_m1
 
     path = tmp_path_factory.mktemp("m1") / "m1.pt"
     train_m1(embedded, path, smoke=True)
@@ -40,9 +40,24 @@ def m1_checkpoint(embedded, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def m1(embedded, m1_checkpoint):
-    from vae.methods import train_m1
+    from vae.stages import train_m1
 
     return train_m1(embedded, m1_checkpoint, smoke=True)  # finished: loaded, not trained again
+
+
+@pytest.fixture
+def task(embedded, m1, tmp_path):
+    """A function that returns the task of a method, with 100 labels."""
+
+    from vae.data import labeled_split
+    from vae.methods import Task, settings_of
+
+    def make(method):
+        generator = torch.Generator().manual_seed(0)
+        labeled, unlabeled = labeled_split(embedded.train_labels, 100, generator)
+        return Task(embedded, labeled, unlabeled, generator, m1, settings_of(method, smoke=True), tmp_path / method)
+
+    return make
 
 
 @pytest.fixture

@@ -259,6 +259,32 @@ def test_m1m2_sees_the_active_latents_of_m1():
     assert torch.equal(stacked.classify(x), stacked.m2.classify(posterior.mean[:, [0, 2]]))
 
 
+@pytest.mark.parametrize("active", [[0, 2], [0, 1, 2]])
+def test_m1m2_with_the_prior_of_m1_in_place_of_m2_has_the_elbo_of_m1(active):
+    stacked, x = stacked_on(Encoder(6, 3, [4]), active), torch.rand(1, 6).bernoulli().expand(100_000, 6)
+
+    def prior(z1, *_):
+        return Normal(0, 1).log_prob(z1).sum(1)
+
+    stacked.m2.labeled_elbo = stacked.m2.unlabeled_elbo = prior
+    with torch.no_grad():
+        reference = stacked.m1.elbo(x)
+        for values in (stacked.unlabeled_elbo(x), stacked.labeled_elbo(x, torch.zeros(len(x)).long())):
+            standard_error = (values.var() + reference.var()).sqrt() / len(x) ** 0.5
+            assert (values.mean() - reference.mean()).abs() < 5 * standard_error
+
+
+def test_m1m2_trains_both_models_on_pixels():
+    stacked, x = stacked_on(Encoder(6, 3, [4]), [0, 2]), torch.rand(16, 6).bernoulli()
+    stacked.unlabeled_elbo(x).mean().backward()
+    for name, parameter in stacked.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert stacked.classifier(x).probs.shape == (16, 5)
+    for bound in (stacked.unlabeled_elbo, lambda x: stacked.labeled_elbo(x, torch.zeros(16).long())):
+        with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+            bound(255 * torch.ones(16, 6))
+
+
 def test_m1m2_draws_its_features_from_the_posterior_anew():
     features = torch.tensor([[3.0, -1.0, 0.5, 2.0]]).expand(100_000, 4)
     draws = StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(0))

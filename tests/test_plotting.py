@@ -80,6 +80,18 @@ def test_latent_scatter_numbers_each_digit_at_its_median():
             assert text.get_position() == pytest.approx(tuple(median))
 
 
+def test_latent_scatter_leaves_out_one_percent_on_each_side():
+    codes = torch.stack([torch.arange(1001.0), torch.arange(1001.0) / 10], 1)[torch.randperm(1001)]
+    (axis,) = plotting.latent_scatter({"codes": codes}, torch.arange(1001) % 10).axes
+    assert axis.get_xlim() == pytest.approx((10, 990))
+    assert axis.get_ylim() == pytest.approx((1, 99))
+
+
+def test_curves_mark_where_they_are_told_to():
+    for axis in plotting.curves({"error": {"M2": [3.0, 2.0]}, "entropy": {"M2": [1.0, 0.5]}}, mark=1.5).axes:
+        assert axis.lines[-1].get_xdata() == [1.5, 1.5]
+
+
 def test_curves_start_at_epoch_one():
     elbo = {"train": [3.0, 2.0, 1.0], "valid": [4.0, 3.0, 2.0]}
     figure = plotting.curves({"elbo": elbo, "error": {"valid": [0.5]}})

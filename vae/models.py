@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, MultivariateNormal
 
 from vae import objectives
+from vae.data import check_labels
 from vae.marginalization import marginalize
 from vae.networks import diagonal_normal
 
@@ -88,7 +89,7 @@ class VAE(nn.Module):
 
 
 def active_latents(vae, x, threshold=0.1):
-    """Return the indices (A,) of the latents whose posterior mean varies over x (N, X), by more than `threshold`.
+    """Return the indices (A,) of the latents whose posterior mean has a standard deviation over x (N, X) > `threshold`.
 
     The others stay at the prior and say nothing of x. Raises ValueError if none is left.
     """
@@ -103,7 +104,7 @@ class SemiSupervisedVAE(nn.Module):
     """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
 
     [2, sections 2 and 3.1.2]. Wherever a label is taken, y of shape (B,) gives one label to each image, and y of shape
-    (K, 1) pairs each of K labels with each image, at one 784-wide product per image.
+    (K, 1) or (K, B) gives K of them, the same or others for each image, at one 784-wide product per image.
     """
 
     def __init__(self, encoder, decoder, classifier):
@@ -126,8 +127,7 @@ class SemiSupervisedVAE(nn.Module):
         num_classes = self.classifier.num_classes
         if y.shape not in ((len(x),), (num_classes, 1)):
             raise ValueError(f"y must have shape ({len(x)},) or ({num_classes}, 1), not {tuple(y.shape)}")
-        if not (y.min() >= 0 and y.max() < num_classes):
-            raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {y.min()}…{y.max()}")
+        check_labels(y, num_classes)
 
     def _noise(self, x):
         return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
@@ -157,7 +157,7 @@ class SemiSupervisedVAE(nn.Module):
 
     def classify(self, x):
         """Return the most probable label under q(y|x): (B, X) -> (B,)."""
-        return self.classifier(x).logits.argmax(-1)
+        return self.classifier.classify(x)
 
     def reconstruct(self, x):
         """Return p(x|y, z)'s mean at the inferred label and the posterior's mean: (B, X) -> (B, X)."""
@@ -171,9 +171,10 @@ class SemiSupervisedVAE(nn.Module):
 
 
 class StackedSemiSupervisedVAE(nn.Module):
-    """M1+M2: `m2` describes the latents of a trained `m1` instead of pixels   [2, sections 2.2 and 4].
+    """M1+M2: p(x, z1, y, z2) = p(x|z1) p(z1|y, z2) p(y) p(z2): `m2` describes the latents z1 of `m1`, not pixels.
 
-    Only `active` latents enter, given by their indices (A,); `active_latents` finds them.
+    [2, section 2.2]. z1 are the `active` latents, given by their indices (A,), which `active_latents` finds; the others
+    keep M1's prior. The paper trains M1 first, then M2 on its `features`; the bounds here are for training both.
     """
 
     def __init__(self, m1, m2, active):
@@ -182,10 +183,29 @@ class StackedSemiSupervisedVAE(nn.Module):
         self.register_buffer("active", active)
 
     def features(self, x):
-        """Return mean and standard deviation of q(z|x), active latents only, side by side: (B, X) -> (B, 2A)."""
+        """Return mean and standard deviation of q(z1|x), side by side: (B, X) -> (B, 2A)."""
         with torch.no_grad():
             posterior = self.m1.encoder(x)
             return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
+
+    def _elbo(self, x, elbo_of_latents):
+        _check_batch(x, self.m1.encoder, self.m1.decoder)
+        posterior = self.m1.encoder(x)
+        z = posterior.rsample()  # (B, Z)
+        of_latents = elbo_of_latents(z[:, self.active])
+        return objectives.stacked_elbo(x, posterior.base_dist, self.m1.decoder(z), self.active, of_latents)
+
+    def classifier(self, x):
+        """Return q(y|z1) at a draw z1 ~ q(z1|x), of batch shape (B,)."""
+        return self.m2.classifier(self.m1.encoder(x).rsample()[:, self.active])
+
+    def labeled_elbo(self, x, y):
+        """Return a one-sample estimate of the bound on log p(x, y): x (B, X), y (B,) -> (B,)."""
+        return self._elbo(x, lambda z1: self.m2.labeled_elbo(z1, y))
+
+    def unlabeled_elbo(self, x, marginalize=marginalize):
+        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,)."""
+        return self._elbo(x, lambda z1: self.m2.unlabeled_elbo(z1, marginalize))
 
     @staticmethod
     def draw(features, generator):
@@ -194,5 +214,5 @@ class StackedSemiSupervisedVAE(nn.Module):
         return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device)
 
     def classify(self, x):
-        """Return the most probable label under q(y|z) at the posterior's mean: (B, X) -> (B,)."""
+        """Return the most probable label under q(y|z1) at the mean of q(z1|x): (B, X) -> (B,)."""
         return self.m2.classify(self.features(x).chunk(2, dim=1)[0])

@@ -33,7 +33,7 @@ class MLP(nn.Module):
         self.rest = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(), nn.Linear(a, b))))
 
     def forward(self, x, y=None):
-        """Map (B, X) to (B, out_dim). Labels of shape (B,) keep that shape; (K, 1) broadcasts to (K, B, out_dim)."""
+        """Map (B, X) to (B, out_dim), or, with labels of shape (K, 1) or (K, B) instead of (B,), to (K, B, out_dim)."""
         if (y is None) != (self.label_column is None):
             raise ValueError("a network made with num_classes needs labels, and one made without takes none")
         hidden = self.first(x)  # (B, H)
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.network = MLP(x_dim, hidden_dims, 2 * z_dim, num_classes)
 
     def forward(self, x, y=None):
-        """Return the posterior over z, of batch shape (B,), or (K, B) for labels of shape (K, 1)."""
+        """Return the posterior over z, of batch shape (B,), or (K, B) for labels of shape (K, 1) or (K, B)."""
         mean, log_scale = self.network(x, y).chunk(2, dim=-1)
         return diagonal_normal(mean, log_scale.exp())
 
@@ -116,3 +116,7 @@ class Classifier(nn.Module):
     def forward(self, x):
         """Return the distribution over labels, of batch shape (B,)."""
         return Categorical(logits=self.network(x), validate_args=False)
+
+    def classify(self, x):
+        """Return the most probable label: (B, X) -> (B,)."""
+        return self(x).logits.argmax(-1)

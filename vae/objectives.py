@@ -9,7 +9,7 @@ Pure functions of distributions; higher is better. The mean over the batch is ta
 
 import math
 
-from torch.distributions import kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 
 def elbo(x, posterior, likelihood, prior):
@@ -40,6 +40,17 @@ def unlabeled_elbo(expected_labeled_elbo, label_posterior):
     The sum over labels, `expected_labeled_elbo`, comes from `vae.marginalization`.
     """
     return expected_labeled_elbo + label_posterior.entropy()
+
+
+def stacked_elbo(x, posterior, likelihood, active, elbo_of_latents):
+    """M1+M2: log p(x) ≥ E_q(z1|x)[log p(x|z1) + bound on log p(z1)] + H(q(z1|x))   [2, section 2.2].
+
+    z1 are the `active` latents, indices (A,); `elbo_of_latents` is M2's bound at one draw of them. The others keep M1's
+    prior and cost their divergence from it. `posterior` is one Normal for each latent, of batch shape (B, Z).
+    """
+    cost = kl_divergence(posterior, Normal(0, 1))  # (B, Z)
+    cost[:, active] = -posterior.entropy()[:, active]
+    return likelihood.log_prob(x) + elbo_of_latents - cost.sum(1)
 
 
 def j_alpha(labeled_elbo, unlabeled_elbo, log_label_posterior, *, alpha, num_labeled, num_unlabeled):

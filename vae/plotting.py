@@ -13,8 +13,8 @@ WIDTH = 8.4  # of a figure, in inches
 def latent_grid(n, limit=None):
     """Return (n², 2) points: n quantiles of Normal(0, 1) on each axis, or n even steps in [−limit, limit].
 
-    Quantiles (the inverse Gaussian CDF at even steps) give each cell the same prior mass [1, figure 4]. The
-    first latent grows to the right, the second upwards: row by row from the top, as an image is drawn.
+    Quantiles (the inverse Gaussian CDF at even steps) give each cell the same prior mass (Kingma & Welling 2013,
+    figure 4). The first latent grows to the right, the second upwards: row by row from the top, as an image is drawn.
     """
     steps = torch.linspace(-limit, limit, n) if limit else Normal(0, 1).icdf((torch.arange(n) + 0.5) / n)
     return torch.cartesian_prod(steps.flip(0), steps).flip(1)
@@ -72,7 +72,10 @@ def points_panels(panels, data):
 
 
 def latent_scatter(panels, labels):
-    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2)."""
+    """Show 2-D codes beside each other, coloured and numbered by digit: `panels` maps titles to codes (N, 2).
+
+    The axes leave out the outermost 1 % of the codes on each side.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
     labels = labels.cpu()
     for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
@@ -82,18 +85,24 @@ def latent_scatter(panels, labels):
             x, y = codes[labels == digit].median(0).values.tolist()
             box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": DIGIT_COLORS[digit]}
             axis.text(x, y, str(digit), ha="center", va="center", fontsize=10, weight="bold", bbox=box)
-        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$")
+        low, high = codes.quantile(torch.tensor([0.01, 0.99]), dim=0).tolist()
+        axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     names = {"ncols": 10, "columnspacing": 1, "handletextpad": 0, "frameon": False, "title": "digit"}
     figure.legend(*dots.legend_elements(), loc="outside lower center", **names)
     return figure
 
 
-def curves(panels):
-    """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch."""
+def curves(panels, mark=None):
+    """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch.
+
+    A vertical line stands at `mark`.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, values), color in zip(lines.items(), DIGIT_COLORS, strict=False):
             axis.plot(range(1, len(values) + 1), values, label=name, color=color, linewidth=1.8)
+        if mark:
+            axis.axvline(mark, color="0.5", linestyle=":")
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if len(lines) > 1:

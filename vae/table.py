@@ -1,6 +1,5 @@
 """The comparison's figure and the README's table, from the JSON files of `vae.sweep`: python -m vae.table."""
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -10,11 +9,12 @@ import matplotlib.pyplot as plt
 
 from vae.files import atomic_path
 from vae.plotting import DIGIT_COLORS, WIDTH
+from vae.sweep import load_result
 
 RESULTS = Path("results/ssl")
 BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
 
-# Test error in %, mean and, where given, standard deviation   [2, Table 1].
+# Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
 PAPER = {
     "mlp": {100: (25.81,), 600: (11.44,), 1000: (10.7,), 3000: (6.04,)},
     "m1svm": {100: (11.82, 0.25), 600: (5.72, 0.05), 1000: (4.24, 0.07), 3000: (3.49, 0.04)},
@@ -30,24 +30,30 @@ NAMES = {
     "m2": "M2",
     "m1m2": "M1+M2",
 }
+ABLATION_NAMES = {
+    "m2": "nothing",
+    "m2_unstopped": "the stage with the classifier stopped: left out",
+    "m2_small_columns": "large label columns: start at Normal(0, 0.1²) instead of 3²",
+    "m2_one_layer": "a second hidden layer in encoder and decoder: only one",
+    "m2_from_scratch": "a classifier with M1's layers: from scratch",
+    "m2_weak_labels": "α = N: the paper's 0.1 N",
+    "m2_naive": "all five: M2 trained naively",
+}
+COLORS = dict(zip(("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp"), DIGIT_COLORS, strict=False))
 
 
-def read_results(folder=RESULTS):
-    """Return {method: {labels: [result, …]}}, methods in the order of `NAMES`, splits in theirs.
+def read_results(folder=RESULTS, names=NAMES):
+    """Return {method: {labels: [result, …]}}, methods in the order of `names`, splits in theirs.
 
     Raises ValueError, with its path, for a file that is no result.
     """
     cells = defaultdict(dict)
     for path in folder.glob("*.json"):
-        try:
-            result = json.loads(path.read_text())
-            cells[result["method"], result["labels"]][result["split"]] = result
-            float(result["test_error"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a result of vae.sweep ({error!r}); delete it and run the sweep") from error
+        result = load_result(path)
+        cells[result["method"], result["labels"]][result["split"]] = result
     return {
         name: {n: [c[s] for s in sorted(c)] for (m, n), c in sorted(cells.items()) if m == name}
-        for name in NAMES
+        for name in names
         if any(m == name for m, _ in cells)
     }
 
@@ -70,14 +76,30 @@ def markdown(results):
     for method, cells in results.items():
         ours = test_errors(cells)
         entries = [f"**{_format(ours[n])}** ({len(cells[n])})" if n in ours else "–" for n in counts]
-        everything = [cell for of_count in cells.values() for cell in of_count]
-        minutes, updates = (mean(cell[key] for cell in everything) for key in ("cpu_minutes", "updates"))
+        first = cells[min(cells)]
+        minutes, updates = (mean(cell[key] for cell in first) for key in ("cpu_minutes", "updates"))
         cost = f"{minutes:.1f}, {updates:,.0f}" if updates else f"{minutes:.1f}"
         lines.append(f"| {NAMES[method]} | {' | '.join(entries)} | {cost} |")
         if method in PAPER:
             paper = [_format(PAPER[method][n]) if n in PAPER[method] else "–" for n in counts]
             name = "the paper, M1 + TSVM" if method == "m1svm" else "the paper"
             lines.append(f"| – {name} | {' | '.join(paper)} | |")
+    return "\n".join(lines)
+
+
+def ablations_markdown(results):
+    """Return the table of M2 with 100 labels and one part undone: `results` of the methods in `ABLATION_NAMES`."""
+    lines = [
+        "| undone in M2, 100 labels | test error (%) | M2, same draws | CPU minutes |",
+        "| --- | --- | --- | --- |",
+    ]
+    whole = {cell["split"]: cell["test_error"] for cell in results["m2"][100]}
+    for method, cells in ((method, results[method].get(100)) for method in results if method != "m2"):
+        if cells:
+            error = _format(test_errors({100: cells})[100])
+            same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
+            minutes = mean(cell["cpu_minutes"] for cell in cells)
+            lines.append(f"| {ABLATION_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
     return "\n".join(lines)
 
 
@@ -94,11 +116,12 @@ def _error_bars(axis, errors, **appearance):
 def errors_against_labels(results):
     """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
-    for (method, cells), color in zip(results.items(), DIGIT_COLORS, strict=False):
-        _error_bars(axis, test_errors(cells), fmt="o-", color=color, label=NAMES[method])
+    for method, cells in results.items():
+        style = {"color": COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2") else 1.2}
+        _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
         if method in PAPER:
-            _error_bars(axis, PAPER[method], fmt="s--", color=color, alpha=0.5)
-    axis.plot([], [], "s--", color="0.5", label="the paper, same colours")
+            _error_bars(axis, PAPER[method], fmt="s:", alpha=0.6, **style)
+    axis.plot([], [], "s:", color="0.5", label="the paper, same colours")
     axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
     ticks = sorted({n for cells in (*results.values(), *PAPER.values()) for n in cells})
     axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
