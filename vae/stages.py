@@ -22,16 +22,15 @@ M1_SETTINGS = {"z_dim": 10, "hidden_dims": [500, 500], "epochs": 40, "lr": 2e-3,
 
 def fit_stage(loss_fn, model, batches, stage, settings, state, evaluate=dict):
     """Train one stage for its epochs, which may be 0, and return its history, with the CPU time of each epoch."""
-    last = time.process_time()
+    epochs, lr, last = settings["epochs"][stage], settings["lr"], time.process_time()
+    if epochs == 0:
+        return []
 
     def cpu_seconds_and_more():
         nonlocal last
         before, last = last, time.process_time()
         return {"cpu_seconds": last - before, **evaluate()}
 
-    epochs, lr = settings["epochs"][stage], settings["lr"]
-    if epochs == 0:
-        return []
     where = {"checkpoint": state / f"{stage}.pt", "name": stage}
     watched = {"evaluate": cpu_seconds_and_more, "settings": {"method": settings}}
     return fit(loss_fn, model, batches, epochs=epochs, lr=lr, **watched, **where)

@@ -89,17 +89,15 @@ def markdown(results):
 
 def ablations_markdown(results):
     """Return the table of M2 with 100 labels and one part undone: `results` of the methods in `ABLATION_NAMES`."""
-    lines = [
-        "| undone in M2, 100 labels | test error (%) | M2, same draws | CPU minutes |",
-        "| --- | --- | --- | --- |",
-    ]
-    whole = {cell["split"]: cell["test_error"] for cell in results["m2"][100]}
-    for method, cells in ((method, results[method].get(100)) for method in results if method != "m2"):
-        if cells:
-            error = _format(test_errors({100: cells})[100])
-            same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
-            minutes = mean(cell["cpu_minutes"] for cell in cells)
-            lines.append(f"| {ABLATION_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
+    lines = ["| undone in M2, 100 labels | test error (%) | M2, same draws | CPU minutes |"]
+    lines.append("| --- | --- | --- | --- |")
+    ablations = {method: by_labels[100] for method, by_labels in results.items() if 100 in by_labels}
+    whole = {cell["split"]: cell["test_error"] for cell in ablations.pop("m2")}
+    for method, cells in ablations.items():
+        error = _format(spread([cell["test_error"] for cell in cells]))
+        same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
+        minutes = mean(cell["cpu_minutes"] for cell in cells)
+        lines.append(f"| {ABLATION_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
     return "\n".join(lines)
 
 
