@@ -300,7 +300,6 @@ def test_active_latents_are_those_whose_mean_follows_the_data():
     encoder, x = Encoder(6, 3, [4]), torch.randn(1000, 6)
     nn.init.zeros_(encoder.network.rest[-1].weight)
     vae = VAE(encoder, BernoulliDecoder(3, 6, [4]))
-    with pytest.raises(ValueError, match="train it longer"):
-        active_latents(vae, x)
+    assert active_latents(vae, x).tolist() == []
     nn.init.ones_(encoder.network.rest[-1].weight[1])
     assert active_latents(vae, x).tolist() == [1]

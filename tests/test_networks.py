@@ -3,10 +3,19 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import ContinuousBernoulli as LibrarysContinuousBernoulli
 from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
 
-from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder, GaussianDecoder
+from vae.networks import (
+    MLP,
+    BernoulliDecoder,
+    Classifier,
+    ContinuousBernoulliDecoder,
+    Encoder,
+    GaussianDecoder,
+    diagonal_normal,
+)
 
 
 def by_concatenation(mlp, x, y, num_classes):
@@ -106,3 +115,50 @@ def test_labels_are_neither_forgotten_nor_ignored():
     for network, inputs in ((Encoder(4, 2, [5], num_classes=3), {}), (Encoder(4, 2, [5]), {"y": y})):
         with pytest.raises(ValueError, match="num_classes"):
             network(torch.randn(3, 4), **inputs)
+
+
+def test_gaussian_decoders_have_the_scales_that_they_say():
+    z, num = torch.randn(4, 9, 2), 4 * 9
+    distinct = {"global": 1, "example": num, "pixel": num * 6}
+    for scale, count in distinct.items():
+        likelihood = GaussianDecoder(2, 6, [7], scale=scale, scale_limits=(0.5, 0.7) if scale == "pixel" else None)(z)
+        assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
+        assert likelihood.stddev.shape == (4, 9, 6)
+        assert len(likelihood.stddev.unique()) == count
+        likelihood.log_prob(torch.randn(6)).sum().backward()  # all of them can be learned
+    assert 0.5 < likelihood.stddev.min() < likelihood.stddev.max() < 0.7
+    with pytest.raises(ValueError, match="'shared' must be a number"):
+        GaussianDecoder(2, 6, [7], scale="shared")
+
+
+def test_the_optimal_scale_is_where_the_batchs_likelihood_is_largest():
+    decoder, z, x = GaussianDecoder(2, 6, [7], scale="optimal"), torch.randn(9, 2), 3 * torch.randn(9, 6)
+    mean = decoder(z).mean
+    error = (x - mean).square().mean().sqrt().item()
+    scales = torch.cat([torch.linspace(0.5, 2, 31) * error, torch.tensor([error])])
+    values = [diagonal_normal(mean, s.expand_as(mean)).log_prob(x).sum() for s in scales]
+    assert max(values) == values[-1]
+    assert_close(decoder(z).log_prob(x).sum(), values[-1])
+
+
+def test_the_optimal_scale_in_evaluation_is_a_density_that_no_longer_sees_its_value():
+    decoder, z = GaussianDecoder(2, 6, [7], scale="optimal"), torch.randn(9, 2)
+    for _ in range(2000):
+        decoder(z).log_prob(decoder(z).mean + 0.3 * torch.randn(9, 6))
+    kept = decoder.mean_square.item()
+    assert abs(kept - 0.09) < 0.005
+    likelihood, x = decoder.eval()(z), torch.randn(9, 6)
+    assert_close(likelihood.log_prob(x), diagonal_normal(decoder(z).mean, likelihood.stddev).log_prob(x))
+    assert_close(likelihood.variance, torch.full((9, 6), kept))
+    assert decoder.mean_square == kept
+    assert decoder.state_dict()["mean_square"] == kept  # saved and restored with the parameters
+
+
+def test_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normaliser():
+    decoder, z, x = ContinuousBernoulliDecoder(2, 6, [7]), torch.randn(4, 9, 2), torch.rand(6)
+    likelihood = decoder(z)
+    assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
+    expected = LibrarysContinuousBernoulli(logits=decoder.network(z)).log_prob(x).sum(-1)
+    assert_close(likelihood.log_prob(x), expected)
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        decoder.check(torch.tensor([[2.0]]))

@@ -1,5 +1,6 @@
 """The stages in which M2 and M1+M2 are trained: which networks move, from where they start, what is recorded."""
 
+import copy
 import itertools
 
 import pytest
@@ -94,3 +95,11 @@ def test_a_stage_of_no_epochs_is_left_out(task, monkeypatch):
     monkeypatch.setattr(stages, "fit", lambda *arguments, name, **settings: trained.append(name) or [])
     methods.m2(task("m2_unstopped"))
     assert trained == ["labels", "released"]
+
+
+def test_an_m1_that_says_nothing_is_no_start_for_m1m2(task):
+    problem = task("m1m2")
+    problem.m1 = copy.deepcopy(problem.m1)
+    problem.m1.encoder.network.rest[-1].weight.data.zero_()
+    with pytest.raises(ValueError, match="train it longer"):
+        stages.build_m1m2(problem.settings, problem.m1, problem.mnist.train_images)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vae import stages, sweep
+from vae.jobs import load_result
 from vae.methods import METHODS, settings_of
 from vae.sweep import Cell, run_cell
 
@@ -117,7 +118,7 @@ def test_a_result_of_other_settings_is_none(m1, tmp_path, threads):
 
 def test_committed_results_have_the_settings_of_today():
     for path in (ROOT / "results/ssl").glob("*.json"):
-        result = sweep.load_result(path)
+        result = load_result(path, sweep.RESULT_KEYS)
         assert result["settings"] == settings_of(result["method"]), path
         assert path.stem == str(Cell(result["method"], result["labels"], result["split"]))
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
+from vae.likelihoods import ContinuousBernoulli, OptimalNormal
+
 
 def diagonal_normal(mean, scale):
     """Normal(mean, diag(scale²)) over the last dimension, so that `log_prob` has the batch's shape."""
@@ -78,25 +80,60 @@ class BernoulliDecoder(nn.Module):
             )
 
 
-class GaussianDecoder(nn.Module):
-    """The likelihood p(x|z), or p(x|y, z), of real x: a Normal with one scale for all dimensions, learned or given.
+class ContinuousBernoulliDecoder(BernoulliDecoder):
+    """The likelihood of grey pixels in [0, 1]: a Bernoulli's formula *with* the normaliser that makes it a density."""
 
-    A learned scale is a function of z. It is the same in every dimension because a free scale for each can explain the
-    data's spread by noise alone, and then z goes unused; with a single scale, as in probabilistic PCA, it cannot.
+    def forward(self, z, y=None):
+        """Return the likelihood of x."""
+        return Independent(ContinuousBernoulli(self.network(z, y), validate_args=False), 1, validate_args=False)
+
+
+class GaussianDecoder(nn.Module):
+    """The likelihood p(x|z), or p(x|y, z), of real x: independent Normals. `scale` says where their scales come from.
+
+    - a number: it is the scale, everywhere
+    - "global": one for everything, a learned parameter
+    - "optimal": one for everything, in closed form: σ² is the mean squared error, at which the likelihood is largest
+      (Rybkin et al. 2021, equation 5). In training it is the batch's; a running mean of it is kept for evaluation
+    - "example": one for each z, learned as a function of it
+    - "pixel": one for each dimension and z, learned as a function of z, and kept between the two `scale_limits`
+
+    A single scale, as in probabilistic PCA, cannot explain the data's spread in one dimension by noise and in another
+    by z. A scale for each dimension can, and then z may go unused; and wherever the data have no spread at all it falls
+    to 0, the density grows for ever, and the first surprise costs as much. The data set the limits: dequantised 8-bit
+    pixels cannot be known better than to 1/(256 √12), and no number in [0, 1] varies by more than 1/2.
     """
 
-    def __init__(self, z_dim, x_dim, hidden_dims, num_classes=0, scale=None):
+    def __init__(self, z_dim, x_dim, hidden_dims, num_classes=0, scale="example", scale_limits=None):
         super().__init__()
-        self.scale = scale
-        self.network = MLP(z_dim, hidden_dims, x_dim + (scale is None), num_classes)
+        if isinstance(scale, str) and scale not in ("global", "optimal", "example", "pixel"):
+            raise ValueError(f"scale = {scale!r} must be a number, 'global', 'optimal', 'example' or 'pixel'")
+        self.x_dim, self.scale, self.scale_limits = x_dim, scale, scale_limits
+        num_scales = {"example": 1, "pixel": x_dim}.get(scale, 0)
+        self.network = MLP(z_dim, hidden_dims, x_dim + num_scales, num_classes)
+        if scale == "global":
+            self.log_scale = nn.Parameter(torch.zeros(()))
+        if scale == "optimal":
+            self.register_buffer("mean_square", torch.ones(()))
 
     def forward(self, z, y=None):
         """Return the likelihood of x."""
         output = self.network(z, y)
-        if self.scale is not None:
-            return diagonal_normal(output, torch.full_like(output, self.scale))
-        mean, log_scale = output[..., :-1], output[..., -1:]
-        return diagonal_normal(mean, log_scale.exp().expand_as(mean))
+        mean, log_scale = output[..., : self.x_dim], output[..., self.x_dim :]
+        if self.scale == "optimal":
+            if self.training:
+                return Independent(OptimalNormal(mean, self.mean_square), 1, validate_args=False)
+            scale = self.mean_square.sqrt()
+        elif self.scale == "global":
+            scale = self.log_scale.exp()
+        elif self.scale_limits:
+            low, high = self.scale_limits
+            scale = low + (high - low) * log_scale.sigmoid()
+        elif isinstance(self.scale, str):
+            scale = log_scale.exp()
+        else:
+            scale = torch.as_tensor(self.scale, dtype=mean.dtype, device=mean.device)
+        return diagonal_normal(mean, scale.expand_as(mean))
 
     @staticmethod
     def check(x):

@@ -12,12 +12,14 @@ import math
 from torch.distributions import Normal, kl_divergence
 
 
-def elbo(x, posterior, likelihood, prior):
+def elbo(x, posterior, likelihood, prior, kl_weight=1):
     """M1: log p(x) ≥ E_q(z|x)[log p(x|z)] − KL(q(z|x) ‖ p(z))   [1, eq. 3; 2, eq. 5].
 
     `likelihood` is p(x|z) at one reparameterised draw z ~ q(z|x); the divergence is in closed form [1, appendix B].
+    A `kl_weight` below 1 is for the start of training, when it keeps latents in use that would be given up early; what
+    it returns is then no bound.
     """
-    return likelihood.log_prob(x) - kl_divergence(posterior, prior)
+    return likelihood.log_prob(x) - kl_weight * kl_divergence(posterior, prior)
 
 
 def importance_weighted_bound(x, z, posterior, likelihood, prior):

@@ -75,8 +75,13 @@ def build_m2(settings, m1):
 
 
 def build_m1m2(settings, m1, images):
-    """Return an untrained M2 on those latents of a copy of `m1` that say something of `images` (N, 784)."""
+    """Return an untrained M2 on those latents of a copy of `m1` that say something of `images` (N, 784).
+
+    Raises ValueError if none does.
+    """
     z_dim, dims, active = settings["z_dim"], settings["hidden_dims"], active_latents(m1, images)
+    if not len(active):
+        raise ValueError("no latent of this M1 says anything of the data; train it longer")
     m2 = SemiSupervisedVAE(
         Encoder(len(active), z_dim, dims, num_classes=10),
         GaussianDecoder(z_dim, len(active), dims, num_classes=10),

@@ -4,17 +4,11 @@ What is already there is skipped; what a kill interrupts resumes from its last e
 """
 
 import argparse
-import contextlib
-import fcntl
 import importlib
-import json
 import os
-import platform
-import shutil
 import sys
 import time
 from functools import cache
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -23,8 +17,8 @@ from typing import NamedTuple
 import joblib
 import torch
 
-from vae.data import MNIST_MD5, embedded_mnist, labeled_split, load_mnist
-from vae.files import atomic_path
+from vae.data import embedded_mnist, labeled_split, load_mnist
+from vae.jobs import data_md5, finished_result, run_job, write_result
 from vae.methods import ABLATIONS, METHODS, METHODS_AND_ABLATIONS, Task, settings_of
 from vae.stages import train_m1
 from vae.training import error
@@ -32,7 +26,6 @@ from vae.training import error
 LABELS = (100, 600, 1000, 3000)
 SPLITS = 5
 WORKERS_TIMEOUT = 60  # seconds
-PACKAGES = ("torch", "scikit-learn", "numpy")
 SMOKE = os.environ.get("VAE_SMOKE") == "1"
 
 
@@ -47,7 +40,7 @@ class Cell(NamedTuple):
         return f"{self.method}-{self.labels}-{self.split}"
 
 
-RESULT_KEYS = {*Cell._fields, "valid_error", "test_error", "settings", "updates", "cpu_minutes"}
+RESULT_KEYS = {*Cell._fields, "valid_error", "test_error", "updates", "cpu_minutes"}
 
 
 @cache
@@ -55,53 +48,14 @@ def _mnist(smoke):
     return embedded_mnist() if smoke else load_mnist()
 
 
-def load_result(path):
-    """Return the result in the file at `path`. ValueError, with the path, if it holds none."""
-    try:
-        result = json.loads(path.read_text())
-        missing = RESULT_KEYS - result.keys()
-    except (AttributeError, ValueError) as problem:
-        raise ValueError(f"{path} is not a result of vae.sweep ({problem}); delete it and run the sweep") from problem
-    if missing:
-        raise ValueError(f"{path} is not a result of vae.sweep (no {missing}); delete it and run the sweep")
-    return result
-
-
-def finished_result(cell, results, smoke=False):
-    """Return the result of `cell` in the folder `results`, or None if there is none with the settings of today."""
-    path = results / f"{cell}.json"
-    result = load_result(path) if path.exists() else None
-    return result if result and result["settings"] == settings_of(cell.method, smoke) else None
-
-
-def _write_result(result, cell, results):
-    with atomic_path(results / f"{cell}.json") as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def run_cell(cell, m1, results, state, smoke=False):
-    """Train `cell` on this process's one thread, write its result to the folder `results`, and return it.
-
-    The cell's own folder in `state` takes what a killed run resumes from, and a log, until the result is written. One
-    process at a time works on a cell: a second one waits, and then finds the first one's result.
-    """
-    torch.set_num_threads(1)
-    folder, locks = state / str(cell), state / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / str(cell), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = finished_result(cell, results, smoke)
-        if result is None:
-            folder.mkdir(exist_ok=True)
-            with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
-                result = _result(cell, m1, folder, smoke)
-            _write_result(result, cell, results)
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+    """Train `cell` on this process's one thread, write its result to the folder `results`, and return it."""
+    settings = settings_of(cell.method, smoke)
+    return run_job(str(cell), settings, lambda folder: _result(cell, m1, settings, folder, smoke), results, state)
 
 
-def _result(cell, m1, folder, smoke):
-    mnist, settings = _mnist(smoke), settings_of(cell.method, smoke)
+def _result(cell, m1, settings, folder, smoke):
+    mnist = _mnist(smoke)
     torch.manual_seed(cell.split)
     generator = torch.Generator().manual_seed(cell.split)
     labeled, unlabeled = labeled_split(mnist.train_labels, cell.labels, generator)
@@ -113,19 +67,17 @@ def _result(cell, m1, folder, smoke):
         **cell._asdict(),
         "valid_error": round(error(classify, mnist.valid_images, mnist.valid_labels), 2),
         "test_error": round(error(classify, mnist.test_images, mnist.test_labels), 2),
-        "settings": settings,
         "epochs": len(history),
         "updates": len(history) * (len(unlabeled) // settings["batch_unlabeled"]) if history else 0,
         "cpu_minutes": round(seconds / 60, 2),
         "seed": cell.split,
-        "data_md5": dict(MNIST_MD5) if mnist.complete else "5,000 embedded images",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "data_md5": data_md5(mnist),
     }
 
 
 def missing_cells(cells, results, smoke=False):
     """Return those `cells` that have no result of today's settings in the folder `results` yet."""
-    return [cell for cell in cells if finished_result(cell, results, smoke) is None]
+    return [cell for cell in cells if finished_result(str(cell), settings_of(cell.method, smoke), results) is None]
 
 
 def sweep(cells, m1, results, state, parallel, smoke=False):
@@ -139,7 +91,7 @@ def sweep(cells, m1, results, state, parallel, smoke=False):
     jobs = (joblib.delayed(run_cell)(cell, m1, results, state, smoke) for cell in missing)
     for result in parallel(jobs):
         cell = Cell(result["method"], result["labels"], result["split"])
-        _write_result(result, cell, results)  # here, too: a worker on another machine may have another disk
+        write_result(result, str(cell), results)  # here, too: a worker on another machine may have another disk
         finished[cell] = result["cpu_minutes"]
         left = minutes_left(finished, missing, (time.monotonic() - start) / 60)
         errors = f"error {result['valid_error']:.2f} % on validation, {result['test_error']:.2f} % on test images"

@@ -8,8 +8,9 @@ from statistics import mean, stdev
 import matplotlib.pyplot as plt
 
 from vae.files import atomic_path
+from vae.jobs import load_result
 from vae.plotting import DIGIT_COLORS, WIDTH
-from vae.sweep import load_result
+from vae.sweep import RESULT_KEYS
 
 RESULTS = Path("results/ssl")
 BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
@@ -49,7 +50,7 @@ def read_results(folder=RESULTS, names=NAMES):
     """
     cells = defaultdict(dict)
     for path in folder.glob("*.json"):
-        result = load_result(path)
+        result = load_result(path, RESULT_KEYS)
         cells[result["method"], result["labels"]][result["split"]] = result
     return {
         name: {n: [c[s] for s in sorted(c)] for (m, n), c in sorted(cells.items()) if m == name}

@@ -23,7 +23,7 @@ def fit(
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
     With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit for bit; a finished run is
     taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
-    the layers in bfloat16.
+    the layers in bfloat16. The model ends in evaluation mode.
 
     Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
     """
@@ -34,6 +34,7 @@ def fit(
     history = run.resume(Path(checkpoint)) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
         for epoch in range(len(history), epochs):
+            model.train()
             total = 0.0
             for step, batch in enumerate(batches):
                 with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
@@ -46,10 +47,12 @@ def fit(
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
                 bar.update()
             _check_finite(model, name, epoch)
+            model.eval()
             with torch.no_grad():
                 history.append({"loss": total / len(batches), **evaluate()})
             if checkpoint:
                 run.save(Path(checkpoint), history)
+    model.eval()
     print(f"{name}: {epochs} epochs, loss {history[-1]['loss']:.2f}", flush=True)
     return history
 

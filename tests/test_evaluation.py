@@ -1,0 +1,186 @@
+"""Estimates of log p(x) and of the bound's terms, against models whose log p(x) is known or can be found otherwise."""
+
+import math
+from itertools import cycle, pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.testing import assert_close
+
+from vae.data import Batches, two_gaussians
+from vae.evaluation import elbo_terms, log_likelihood, mean_and_standard_error
+from vae.models import VAE
+from vae.networks import BernoulliDecoder, Encoder, GaussianDecoder, diagonal_normal
+from vae.training import fit
+
+X_DIM = 5
+
+
+class LinearEncoder(nn.Module):
+    """q(z|x) = N(Ax + b, diag(scale²))."""
+
+    def __init__(self, matrix, bias, scale):
+        super().__init__()
+        self.x_dim, self.z_dim = X_DIM, len(bias)
+        self.matrix, self.bias, self.scale = matrix, bias, scale
+
+    def forward(self, x):
+        mean = x @ self.matrix.T + self.bias
+        return diagonal_normal(mean, self.scale.expand_as(mean))
+
+
+class LinearDecoder(nn.Module):
+    """p(x|z) = N(Wz + c, 0.4² I), so that p(x) = N(c, W Wᵀ + 0.4² I)."""
+
+    check = staticmethod(lambda x: None)
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.offset = torch.randn(X_DIM, 2), torch.randn(X_DIM)
+
+    def forward(self, z):
+        mean = z @ self.weight.T + self.offset
+        return diagonal_normal(mean, torch.full_like(mean, 0.4))
+
+    @property
+    def marginal(self):
+        return MultivariateNormal(self.offset, self.weight @ self.weight.T + 0.16 * torch.eye(X_DIM))
+
+
+def linear_vae():
+    """A VAE whose encoder is near the exact posterior, and the exact p(x)."""
+    decoder = LinearDecoder()
+    weight = decoder.weight
+    covariance = (torch.eye(2) + weight.T @ weight / 0.16).inverse()
+    matrix = covariance @ weight.T / 0.16
+    encoder = LinearEncoder(matrix, -matrix @ decoder.offset + 0.05, 1.3 * covariance.diag().sqrt())
+    return VAE(encoder, decoder), decoder.marginal
+
+
+def test_log_likelihood_is_that_of_a_linear_gaussian_model():
+    """Within five standard errors of the estimate, image by image, though the encoder is not exact."""
+    vae, marginal = linear_vae()
+    x = marginal.sample((8,))
+    estimates = torch.stack([log_likelihood(vae, x, 5000) for _ in range(20)])  # (20, 8)
+    standard_error = estimates.std(0) / 20**0.5
+    assert standard_error.max() < 0.02
+    assert ((estimates.mean(0) - marginal.log_prob(x)).abs() < 5 * standard_error + 1e-3).all()
+    with torch.no_grad():
+        elbo = torch.stack([vae.elbo(x) for _ in range(500)]).mean(0)
+    assert (elbo < marginal.log_prob(x) - 0.01).all()  # the bound itself is not tight here
+
+
+@pytest.mark.parametrize(("num_samples", "chunk_size"), [(1, 100), (300, 100), (250, 100), (99, 100), (7, 1)])
+def test_log_likelihood_counts_every_sample_once_whatever_the_chunks(num_samples, chunk_size, monkeypatch):
+    """Weights 1, 2, 3, … in the order of drawing have a mean that no other number of samples has."""
+    vae, _ = linear_vae()
+    drawn = []
+
+    def bound(x, size):
+        weights = torch.arange(len(drawn) + 1.0, len(drawn) + size + 1)
+        drawn.extend(weights.tolist())
+        return weights.mean().log().expand(len(x))
+
+    monkeypatch.setattr(vae, "importance_weighted_bound", bound)
+    values = log_likelihood(vae, torch.zeros(3, X_DIM), num_samples, chunk_size)
+    assert_close(values.exp(), torch.full((3,), (num_samples + 1) / 2))
+    assert len(drawn) == num_samples
+
+
+def test_log_likelihood_keeps_no_gradient():
+    vae = VAE(Encoder(6, 2, [8]), BernoulliDecoder(2, 6, [8]))
+    assert not log_likelihood(vae, torch.zeros(3, 6), 10).requires_grad
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A nonlinear VAE with two latents, and 40 unseen points."""
+    torch.manual_seed(0)
+    density = two_gaussians()
+    vae = VAE(Encoder(2, 2, [32]), GaussianDecoder(2, 2, [32]))
+    batches = Batches(density.sample((4000,)), 100, torch.Generator().manual_seed(0))
+    fit(lambda x: -vae.elbo(x).mean(), vae, batches, epochs=10, lr=1e-2)
+    return vae, density.sample((40,))
+
+
+def test_log_likelihood_is_what_a_grid_over_two_latents_sums_to(trained):
+    """log ∫ p(x|z) p(z) dz by brute force: a grid that knows nothing of the encoder."""
+    vae, x = trained
+    axis = torch.linspace(-6, 6, 601)
+    grid = torch.cartesian_prod(axis, axis)  # (361,201, 2)
+    with torch.no_grad():
+        likelihood, prior = vae.decoder(grid), vae.prior.log_prob(grid)
+        exact = torch.stack([(likelihood.log_prob(row) + prior).logsumexp(0) for row in x])
+    exact += 2 * math.log(axis[1] - axis[0])
+    estimates = torch.stack([log_likelihood(vae, x, 2000) for _ in range(10)])
+    standard_error = estimates.std(0) / 10**0.5
+    assert ((estimates.mean(0) - exact).abs() < 5 * standard_error + 0.01).all()
+    assert standard_error.max() < 0.05
+    with torch.no_grad():
+        assert (exact - vae.elbo(x)).mean() > 0.05  # the bound is not there yet
+
+
+def annealed_importance_sampling(vae, x, temperatures, chains):
+    """Estimate log p(x) (Neal 2001) from prior to posterior by Hamiltonian steps, without the encoder: (B,)."""
+    z = vae.prior.sample((chains, len(x)))
+    log_weight = torch.zeros(chains, len(x))
+
+    def energy_and_gradient(z, temperature):
+        z = z.detach().requires_grad_()
+        energy = -(vae.prior.log_prob(z) + temperature * vae.decoder(z).log_prob(x))
+        return energy.detach(), torch.autograd.grad(energy.sum(), z)[0]
+
+    for (before, now), step in zip(pairwise(temperatures), cycle((0.02, 0.06, 0.2)), strict=False):
+        with torch.no_grad():
+            log_weight += (now - before) * vae.decoder(z).log_prob(x)
+        momentum = torch.randn_like(z)
+        energy, gradient = energy_and_gradient(z, now)
+        start, kinetic, proposal = energy, momentum.square().sum(-1) / 2, z
+        for _ in range(5):  # leapfrog
+            momentum = momentum - step / 2 * gradient
+            proposal = proposal + step * momentum
+            energy, gradient = energy_and_gradient(proposal, now)
+            momentum = momentum - step / 2 * gradient
+        change = start + kinetic - energy - momentum.square().sum(-1) / 2
+        accepted = (torch.rand_like(change).log() < change).unsqueeze(-1)
+        z = torch.where(accepted, proposal, z)
+    return log_weight.logsumexp(0) - math.log(chains)
+
+
+def test_log_likelihood_agrees_with_annealed_importance_sampling(trained):
+    vae, x = trained
+    temperatures = torch.linspace(0, 1, 100) ** 2
+    runs = [annealed_importance_sampling(vae, x, temperatures, chains=50).mean() for _ in range(5)]
+    annealed, estimate = torch.stack(runs), log_likelihood(vae, x, 5000).mean()
+    standard_error = annealed.std() / len(runs) ** 0.5
+    assert standard_error < 0.02
+    assert abs(annealed.mean() - estimate) < 5 * standard_error + 0.01
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_and_standard_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert (mean, error) == pytest.approx((3, (14 / 3 / 4) ** 0.5))
+
+
+def test_elbo_terms_add_up_and_are_those_of_the_aggregate_posterior():
+    """q(z) as a mixture from torch.distributions; the bound from the same draws; information at most log N."""
+    vae, marginal = linear_vae()
+    x = marginal.sample((300,))
+    torch.manual_seed(1)
+    terms = elbo_terms(vae, x)
+    torch.manual_seed(1)
+    posterior = vae.encoder(x)
+    z = posterior.sample()
+    components = Independent(Normal(posterior.mean, posterior.stddev), 1)
+    aggregate = MixtureSameFamily(Categorical(torch.ones(len(x))), components)
+    assert_close(terms["kl_to_prior"], (aggregate.log_prob(z) - vae.prior.log_prob(z)).mean().item(), rtol=0, atol=1e-4)
+    assert_close(terms["log_likelihood"], vae.decoder(z).log_prob(x).mean().item(), rtol=0, atol=1e-4)
+    parts = terms["log_likelihood"] - terms["mutual_information"] - terms["kl_to_prior"]
+    assert_close(terms["elbo"], parts, rtol=0, atol=1e-4)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        assert_close(terms["elbo"], vae.elbo(x).mean().item(), rtol=0, atol=1e-3)
+    assert 0 < terms["mutual_information"] < math.log(300)
+    assert -0.1 < terms["kl_to_prior"] < 0.5

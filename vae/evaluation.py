@@ -1,0 +1,48 @@
+"""How good a trained VAE is: log p(x), the terms of its bound, and how much of its code it uses. All in nats."""
+
+import math
+
+import torch
+from torch.distributions import Normal, kl_divergence
+
+
+def log_likelihood(vae, x, num_samples, chunk_size=100):
+    """Estimate log p(x) from `num_samples` draws of z, `chunk_size` of them in memory at a time: (B, X) -> (B,).
+
+    The importance-weighted bound, on average below log p(x), and the tighter the more samples   [Burda et al. 2016].
+    """
+    sizes = [min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size)]
+    with torch.no_grad():
+        sums = [vae.importance_weighted_bound(x, size) + math.log(size) for size in sizes]
+    return torch.stack(sums).logsumexp(0) - math.log(num_samples)
+
+
+def mean_and_standard_error(values):
+    """Return the mean of `values` (N,) and the standard error of it, as floats."""
+    values = values.double()
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+def elbo_terms(vae, x, chunk_size=500):
+    """Return the ELBO of images x (N, X) and the terms that it is made of, as floats, from one draw of z per image.
+
+    elbo = log_likelihood − mutual_information − kl_to_prior. The last two make up the mean of KL(q(z|x) ‖ p(z)): what z
+    says of which image it came from, at most log N; and how far q(z) = 1/N Σ_n q(z|x_n) is from the prior, at least 0
+    (Hoffman & Johnson 2016, ELBO surgery).
+    """
+    with torch.no_grad():
+        posterior = vae.encoder(x)
+        z = posterior.sample()
+        parts = zip(x.split(chunk_size), z.split(chunk_size), strict=True)
+        likelihood = torch.cat([vae.decoder(z_part).log_prob(x_part) for x_part, z_part in parts]).mean()
+        components = Normal(posterior.mean, posterior.stddev)  # of q(z): (N, Z)
+        log_sums = [components.log_prob(row).sum(-1).logsumexp(0) for row in z]
+        log_aggregate = torch.stack(log_sums) - math.log(len(x))  # log q(z), (N,)
+        divergence = kl_divergence(posterior, vae.prior).mean()
+        kl_to_prior = (log_aggregate - vae.prior.log_prob(z)).mean()
+    return {
+        "elbo": (likelihood - divergence).item(),
+        "log_likelihood": likelihood.item(),
+        "mutual_information": (divergence - kl_to_prior).item(),
+        "kl_to_prior": kl_to_prior.item(),
+    }
