@@ -5,7 +5,7 @@ NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
 # Threads that wait sleep instead of spinning: many times faster when another program uses a core too.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: figures table test clean
+.PHONY: figures table experiments test clean
 
 figures: .venv/installed
 	$(BIN)/python -m vae.execute $(NOTEBOOKS)
@@ -13,6 +13,9 @@ figures: .venv/installed
 table: .venv/installed
 	$(BIN)/python -m vae.sweep
 	$(BIN)/python -m vae.table
+
+experiments: .venv/installed
+	$(BIN)/python -m vae.experiments
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vae import experiments
-from vae.experiments import RESULT_KEYS, RUNS, measure, run, settings_of, train
+from vae.experiments import RESULT_KEYS, RUNS, main, measure, read_results, run, settings_of, train
 from vae.jobs import load_result
 
 RESULTS = Path(__file__).parent.parent / "results/vae"
@@ -39,6 +39,7 @@ def test_a_run_says_how_good_its_model_is(small, name, tmp_path):
     assert result == json.loads((tmp_path / "results" / f"{name}.json").read_text())
     assert result.keys() >= RESULT_KEYS
     assert result["diverged"] is None
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert result["settings"] == settings_of(name, smoke=True)
     [[_, valid, test]] = result["curve"]
     assert abs(valid - test) < 0.2 * abs(test)
@@ -96,9 +97,30 @@ def test_every_run_can_be_built():
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_results_are_of_todays_settings(path):
-    result = load_result(path, RESULT_KEYS - {"test_elbo", "test_log_likelihood"})
+    result = load_result(path, RESULT_KEYS)
     assert result["settings"] == settings_of(path.stem)
     assert result["name"] == path.stem
     if result["diverged"] is None:
         assert math.isfinite(result["test_elbo"])
         assert result["test_elbo"] < result["test_log_likelihood"] + 5 * result["standard_error"]
+
+
+def test_the_command_runs_what_is_named_and_skips_what_is_there(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "SMOKE", True)
+    monkeypatch.setattr(experiments, "RUNS", {name: RUNS[name] | SMALL for name in ("toy-iwae-0", "toy-iwae-1")})
+    for name in ("toy-iwae-1", "toy-iwae", "toy-iwae"):
+        main([name, "--jobs", "1"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
+    assert said == [
+        f"{there} results are there, {missing} to go"
+        for there, missing in (("0 of 1", 1), ("1 of 2", 1), ("2 of 2", 0))
+    ]
+    assert [r["seed"] for r in read_results("toy-iwae", tmp_path / "preview/smoke/results/vae")] == [0, 1]
+    with pytest.raises(SystemExit):
+        main(["toys"])
+
+
+def test_a_missing_result_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"\['mnist-50'\].*python -m vae.experiments mnist-50"):
+        read_results("mnist-50", tmp_path)

@@ -29,10 +29,11 @@ def bernoulli(logits):
 def test_elbo_is_minus_cross_entropy_minus_the_divergence_of_appendix_b():
     x, logits = torch.rand(7, 5).bernoulli(), 3 * torch.randn(5)
     mean, scale = torch.randn(7, 2), torch.rand(7, 2) + 0.2
-    value = elbo(x, diagonal_normal(mean, scale), bernoulli(logits)[0], standard_normal(2))
+    terms = x, diagonal_normal(mean, scale), bernoulli(logits)[0], standard_normal(2)
     log_likelihood = -binary_cross_entropy_with_logits(logits.expand(7, 5), x, reduction="none").sum(1)
     divergence = -0.5 * (1 + torch.log(scale**2) - mean**2 - scale**2).sum(1)
-    assert_close(value, log_likelihood - divergence)
+    assert_close(elbo(*terms), log_likelihood - divergence)
+    assert_close(elbo(*terms, kl_weight=0.3), log_likelihood - 0.3 * divergence)
 
 
 def test_log_likelihood_and_its_gradient_are_exact_at_extreme_logits():

@@ -119,3 +119,36 @@ def test_helpers_return_figures():
         plotting.histograms({"a": images, "b": images}),
     ):
         assert isinstance(figure, Figure)
+
+
+def test_learning_curves_are_drawn_against_the_samples_seen():
+    panels = {
+        "3 latents": {"train": [-120, -110, -100], "test": [-125, -115, -105]},
+        "5": {"train": [-1], "test": [-2]},
+    }
+    figure = plotting.learning_curves(panels, samples_per_epoch=50_000, limits=(-130, 0))
+    first, second = figure.axes
+    assert [line.get_xdata().tolist() for line in first.lines] == [[50_000, 100_000, 150_000]] * 2
+    assert {line.get_label(): line.get_ydata().tolist() for line in first.lines} == panels["3 latents"]
+    assert first.get_xscale() == "log"
+    assert first.get_ylim() == second.get_ylim() == (-130, 0)
+    assert first.get_legend() is not None
+
+
+def test_learning_curves_of_seeds_look_alike_and_need_no_legend():
+    figure = plotting.learning_curves({"free": {seed: [seed, 2] for seed in range(30)}}, 1, limits=(0, 30))
+    (axis,) = figure.axes
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[seed, 2] for seed in range(30)]
+    assert len({line.get_color() for line in axis.lines}) == 1
+    assert axis.get_legend() is None
+
+
+def test_densities_are_counts_where_the_samples_lie():
+    samples = torch.randn(50_000, 2) * 0.1 + torch.tensor([-4.0, 2.0])
+    (axis,) = plotting.densities({"truth": samples}).axes
+    (mesh,) = axis.collections
+    counts = np.asarray(mesh.get_array()).reshape(80, 130)  # rows upwards in y, columns in x
+    row, column = np.unravel_index(counts.argmax(), counts.shape)
+    assert abs((column + 0.5) / 10 - 7 + 4) < 0.2
+    assert abs((row + 0.5) / 10 - 4 - 2) < 0.2
+    assert_close(counts.sum() * 0.1 * 0.1, 1.0, rtol=0, atol=1e-6)

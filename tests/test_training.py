@@ -237,6 +237,22 @@ def test_history_holds_the_mean_loss_and_the_evaluation_after_each_epoch():
     assert history[-1]["bias"] == model.bias.item() != history[0]["bias"]
 
 
+def test_steps_are_taken_in_training_mode_and_evaluations_in_the_other():
+    model, modes = nn.Linear(3, 3).eval(), []
+
+    def loss_fn(x):
+        modes.append(("step", model.training))
+        return model(x).square().mean()
+
+    def evaluate():
+        modes.append(("evaluation", model.training))
+        return {}
+
+    fit(loss_fn, model, Batches(torch.rand(4, 3), 2, torch.Generator()), epochs=2, lr=0.01, evaluate=evaluate)
+    assert modes == [("step", True), ("step", True), ("evaluation", False)] * 2
+    assert not model.training
+
+
 def test_the_rate_rises_to_its_peak_then_falls():
     rates = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))

@@ -123,6 +123,25 @@ def test_the_notebook_shows_what_is_saved_and_nothing_twice(tmp_path, displayed)
     assert not plt.fignum_exists(second.number)
 
 
+def test_an_animation_holds_its_figures_in_turn_and_says_what_it_is_not(tmp_path, displayed):
+    """Three figures, three frames, for ever; the notebook gets the bytes of the file; the same again."""
+    workspace = Workspace()
+    for _ in range(2):
+        figures = [curves({"ELBO": {"train": [1, 2, last]}}) for last in (1, 2, 3)]
+        workspace.show_animation(figures, save_as="flight.gif", milliseconds=70)
+    content = (tmp_path / "preview/flight.gif").read_bytes()
+    assert [image.data for image in displayed] == [content] * 2
+    animation = PIL.Image.open(io.BytesIO(content))
+    assert (animation.format, animation.n_frames, animation.info["loop"]) == ("GIF", 3, 0)
+    frames = []
+    for number in range(3):
+        animation.seek(number)
+        assert animation.info["duration"] == 70
+        frames.append(animation.convert("RGB").tobytes())
+    assert len(set(frames)) == 3
+    assert not plt.get_fignums()
+
+
 def test_a_save_cut_short_leaves_the_old_figure(tmp_path, monkeypatch):
     workspace = Workspace()
     workspace.show(figure(), save_as="curves.png")

@@ -15,13 +15,14 @@ import torch
 
 from vae.data import Batches, binarize, dequantize, embedded_mnist, load_mnist, two_gaussians
 from vae.evaluation import elbo_terms, log_likelihood, mean_and_standard_error
-from vae.jobs import data_md5, finished_result, run_job
+from vae.jobs import data_md5, finished_result, load_result, run_job
 from vae.models import VAE, active_latents
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder, GaussianDecoder
 from vae.objectives import elbo
 from vae.stages import fit_stage
 from vae.training import evaluate_mean, load_checkpoint
 
+RESULTS = Path("results/vae")
 SMOKE = os.environ.get("VAE_SMOKE") == "1"
 DECODERS = {
     "Bernoulli": BernoulliDecoder,
@@ -31,11 +32,24 @@ DECODERS = {
 # The scale of a pixel: at least that of the noise which dequantises a grey level, at most that of a coin in [0, 1].
 PIXEL_LIMITS = [1 / (256 * 12**0.5), 0.5]
 
-_COMMON = {"batch_size": 200, "lr": 2e-3, "samples": {"per_image": 100, "images": 10_000}}
+_COMMON = {"batch_size": 200, "lr": 2e-3, "samples": {"per_image": 1000, "images": 1000}}
 _BINARY = _COMMON | {"data": "binary", "seed": 0, "decoder": {"kind": "Bernoulli"}}
-_DEEP = _BINARY | {"z_dim": 50, "hidden_dims": [500, 500], "samples": {"per_image": 5000, "images": 10_000}}
-_GREY = _COMMON | {"data": "grey", "z_dim": 10, "hidden_dims": [200, 200], "epochs": {"elbo": 10}}
-_TOY = _COMMON | {"data": "two Gaussians", "z_dim": 1, "hidden_dims": [64, 64], "batch_size": 100, "lr": 1e-2}
+_DEEP = _BINARY | {"z_dim": 50, "hidden_dims": [500, 500], "samples": {"per_image": 5000, "images": 2000}}
+_GREY = _COMMON | {
+    "data": "grey",
+    "z_dim": 10,
+    "hidden_dims": [200, 200],
+    "epochs": {"elbo": 4},
+    "samples": {"per_image": 100, "images": 1000},
+}
+_TOY = _COMMON | {
+    "data": "two Gaussians",
+    "z_dim": 1,
+    "hidden_dims": [64, 64],
+    "batch_size": 100,
+    "lr": 1e-2,
+    "samples": {"per_image": 500, "images": 20_000},
+}
 
 LATENTS = (3, 5, 10, 20, 200)  # in figure 2 of the paper
 VARIANCES = {  # where a decoder of grey images gets its variances from
@@ -48,7 +62,6 @@ VARIANCES = {  # where a decoder of grey images gets its variances from
     "fixed": {"decoder": {"kind": "Gaussian", "scale": 1.0}},
     "continuous": {"decoder": {"kind": "continuous Bernoulli"}},
 }
-MANY_SEEDS = ("limited", "example", "global", "optimal")
 
 
 def _of_seeds(name, num, settings):
@@ -56,21 +69,21 @@ def _of_seeds(name, num, settings):
 
 
 RUNS = {
-    "mnist-50": _DEEP | {"epochs": {"warm_up": 30, "elbo": 400}},
-    "mnist-50-iwae": _DEEP | {"start": "mnist-50", "epochs": {"iwae": 10}, "iwae_samples": 50, "lr": 5e-4},
+    "mnist-50": _DEEP | {"epochs": {"warm_up": 12, "elbo": 120}},
+    "mnist-50-iwae": _DEEP | {"start": "mnist-50", "epochs": {"iwae": 5}, "iwae_samples": 20, "lr": 1e-3},
     "mnist-2": _BINARY | {"z_dim": 2, "hidden_dims": [500, 500], "epochs": {"elbo": 200}},
 }
 for n in LATENTS:
-    RUNS[f"latents-{n}"] = _BINARY | {"z_dim": n, "hidden_dims": [500], "epochs": {"elbo": 60}}
+    RUNS[f"latents-{n}"] = _BINARY | {"z_dim": n, "hidden_dims": [500], "epochs": {"elbo": 24}}
 for variance, change in VARIANCES.items():
-    RUNS |= _of_seeds(f"variance-{variance}", 20 if variance in MANY_SEEDS else 5, _GREY | change)
+    RUNS |= _of_seeds(f"variance-{variance}", 20 if variance == "optimal" else 5, _GREY | change)
 for scale in ("pixel", "example"):
     RUNS |= _of_seeds(
         f"toy-{scale}", 20, _TOY | {"decoder": {"kind": "Gaussian", "scale": scale}, "epochs": {"elbo": 40}}
     )
 _TIGHT = {"decoder": {"kind": "Gaussian", "scale": "example"}, "epochs": {"iwae": 100}, "iwae_samples": 5}
 RUNS |= _of_seeds("toy-iwae", 5, _TOY | _TIGHT)
-RESULT_KEYS = {"name", "seed", "test_elbo", "test_log_likelihood", "curve", "updates", "cpu_minutes"}
+RESULT_KEYS = {"name", "seed", "diverged", "curve", "updates", "cpu_minutes"}
 
 
 def settings_of(name, smoke=False):
@@ -134,9 +147,9 @@ def train(name, models, smoke=False):
         "elbo": partial(weighted, 1),
         "iwae": lambda x: -vae.importance_weighted_bound(x, settings["iwae_samples"]).mean(),
     }
-    history = []
+    history, of_training = [], {key: value for key, value in settings.items() if key != "samples"}
     for stage in settings["epochs"]:
-        history += fit_stage(losses[stage], vae, batches, stage, settings, models / name, bounds)
+        history += fit_stage(losses[stage], vae, batches, stage, of_training, models / name, bounds)
     return vae, history, test
 
 
@@ -164,10 +177,12 @@ def measure(name, models, smoke=False):
 
 def _measured(vae, test, settings):
     samples, images = settings["samples"]["per_image"], settings["samples"]["images"]
-    chunks = test[:: max(1, len(test) // images)].split(100)
-    mean, standard_error = mean_and_standard_error(torch.cat([log_likelihood(vae, x, samples) for x in chunks]))
+    rows = test[:: max(1, len(test) // images)]
+    mean, standard_error = mean_and_standard_error(
+        torch.cat([log_likelihood(vae, x, samples) for x in rows.split(100)])
+    )
     terms = elbo_terms(vae, test[:10_000])
-    truth = {"truth": two_gaussians().log_prob(test).mean().item()} if settings["data"] == "two Gaussians" else {}
+    truth = {"truth": two_gaussians().log_prob(rows).mean().item()} if settings["data"] == "two Gaussians" else {}
     return {
         "test_elbo": terms["elbo"],
         "test_log_likelihood": mean,
@@ -184,15 +199,36 @@ def run(name, results, state, smoke=False):
     return run_job(name, settings, lambda folder: measure(name, state / "models", smoke), results, state)
 
 
+def read_results(name, folder=RESULTS):
+    """Return the results of the runs `name`-0, `name`-1, … or, if it is a run itself, of `name`, in a list.
+
+    Raises ValueError, with what to do, where one of them is missing.
+    """
+    names = [run for run in RUNS if run == name or (run.startswith(f"{name}-") and run[len(name) + 1 :].isdigit())]
+    missing = [run for run in names if not (folder / f"{run}.json").exists()]
+    if missing or not names:
+        raise ValueError(
+            f"no results of {missing or name} in {folder.absolute()}; run python -m vae.experiments {name}"
+        )
+    return [load_result(folder / f"{run}.json", RESULT_KEYS) for run in names]
+
+
 def main(arguments=None):
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m vae.experiments", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"runs, or how their names begin; all by default: {', '.join(RUNS)}")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"runs, or groups of them such as toy or variance-free; all by default: {', '.join(RUNS)}",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     options = parser.parse_args(arguments)
     root = Path("preview/smoke" if SMOKE else ".")
-    results, state = (root / "results/vae").absolute(), (root / "checkpoints/experiments").absolute()
-    names = [name for name in RUNS if not options.names or name.startswith(tuple(options.names))]
+    results, state = (root / RESULTS).absolute(), (root / "checkpoints/experiments").absolute()
+    prefixes = tuple(f"{name}-" for name in options.names if name not in RUNS)
+    names = [name for name in RUNS if not options.names or name in options.names or name.startswith(prefixes)]
+    if not names:
+        parser.error(f"no run is called {options.names}")
     missing = [name for name in names if finished_result(name, settings_of(name, SMOKE), results) is None]
     print(f"{len(names) - len(missing)} of {len(names)} results are there, {len(missing)} to go", flush=True)
     parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered", pre_dispatch="all", batch_size=1)

@@ -111,6 +111,38 @@ def curves(panels, mark=None):
     return figure
 
 
+def learning_curves(panels, samples_per_epoch, limits):
+    """Show bounds against samples seen, on a log scale and one vertical scale: `panels` as in `curves`.
+
+    The lines of a panel whose names are numbers, such as seeds, look alike.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), sharey=True, squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for (name, values), color in zip(lines.items(), DIGIT_COLORS * len(lines), strict=False):
+            alike = {"color": DIGIT_COLORS[0], "alpha": 0.6} if isinstance(name, int) else {"color": color}
+            axis.plot([samples_per_epoch * (n + 1) for n in range(len(values))], values, label=name, **alike)
+        axis.set(title=title, xlabel="samples", xscale="log", ylim=limits)
+        axis.grid(alpha=0.3)
+    first = axes.flat[0]
+    first.set_ylabel("bound (nats)")
+    if not isinstance(name, int):
+        first.legend(frameon=False, loc="lower right")
+    figure.tight_layout(w_pad=0.4)
+    return figure
+
+
+def densities(panels):
+    """Show where 2-D samples lie, as counts on a fine grid: `panels` maps titles to many samples (N, 2)."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.1), sharey=True, squeeze=False)
+    for axis, (title, samples) in zip(axes.flat, panels.items(), strict=True):
+        axis.hist2d(
+            *samples.cpu().T.numpy(), bins=(130, 80), range=((-7, 6), (-4, 4)), cmap="Blues", density=True, vmax=0.16
+        )
+        axis.set(title=title, aspect="equal")
+    figure.tight_layout()
+    return figure
+
+
 def histograms(panels):
     """Show how values in [0, 1] are distributed, on a log scale: `panels` maps titles to values."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), sharey=True, squeeze=False)

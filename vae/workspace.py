@@ -41,14 +41,23 @@ class Workspace:
 
     def save(self, figure, name):
         """Write `figure` to this run's folder and close it; returns the bytes of the PNG."""
-        png = self._render(figure)
-        with atomic_path(self.folder / name) as partial:
-            partial.write_bytes(png)
-        return png
+        return self._write(self._render(figure), name)
 
     def show(self, figure, save_as=None):
         """Show `figure` below the cell, and write the same bytes to this run's folder under the name `save_as`."""
         display(Image(self.save(figure, save_as) if save_as else self._render(figure)))
+
+    def show_animation(self, figures, save_as, milliseconds=100):
+        """Show figures of one size in turn, over and over, as a GIF, and write the same bytes to this run's folder."""
+        first, *others = (PIL.Image.open(io.BytesIO(self._render(figure))) for figure in figures)
+        gif = io.BytesIO()
+        first.save(gif, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        display(Image(self._write(gif.getvalue(), save_as), format="gif"))
+
+    def _write(self, content, name):
+        with atomic_path(self.folder / name) as partial:
+            partial.write_bytes(content)
+        return content
 
     def _render(self, figure):
         """Return the figure as a PNG of at most 128 colours or 32 greys, much smaller than Matplotlib's; close it."""
