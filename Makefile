@@ -5,7 +5,7 @@ NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
 # Threads that wait sleep instead of spinning: many times faster when another program uses a core too.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: figures table experiments test clean
+.PHONY: figures table experiments test browser-test clean
 
 figures: .venv/installed
 	$(BIN)/python -m vae.execute $(NOTEBOOKS)
@@ -22,6 +22,10 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+
+browser-test: .venv/installed
+	$(BIN)/python -m pip install --quiet selenium
+	$(BIN)/python -m pytest -m browser
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \

@@ -135,14 +135,6 @@ def test_learning_curves_are_drawn_against_the_samples_seen():
     assert first.get_legend() is not None
 
 
-def test_learning_curves_of_seeds_look_alike_and_need_no_legend():
-    figure = plotting.learning_curves({"free": {seed: [seed, 2] for seed in range(30)}}, 1, limits=(0, 30))
-    (axis,) = figure.axes
-    assert [line.get_ydata().tolist() for line in axis.lines] == [[seed, 2] for seed in range(30)]
-    assert len({line.get_color() for line in axis.lines}) == 1
-    assert axis.get_legend() is None
-
-
 def test_densities_are_counts_where_the_samples_lie():
     samples = torch.randn(50_000, 2) * 0.1 + torch.tensor([-4.0, 2.0])
     (axis,) = plotting.densities({"truth": samples}).axes

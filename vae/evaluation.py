@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 
 def log_likelihood(vae, x, num_samples, chunk_size=100):
@@ -35,9 +35,7 @@ def elbo_terms(vae, x, chunk_size=500):
         z = posterior.sample()
         parts = zip(x.split(chunk_size), z.split(chunk_size), strict=True)
         likelihood = torch.cat([vae.decoder(z_part).log_prob(x_part) for x_part, z_part in parts]).mean()
-        components = Normal(posterior.mean, posterior.stddev)  # of q(z): (N, Z)
-        log_sums = [components.log_prob(row).sum(-1).logsumexp(0) for row in z]
-        log_aggregate = torch.stack(log_sums) - math.log(len(x))  # log q(z), (N,)
+        log_aggregate = torch.cat([_log_mixture(part, posterior) for part in z.split(chunk_size)])
         divergence = kl_divergence(posterior, vae.prior).mean()
         kl_to_prior = (log_aggregate - vae.prior.log_prob(z)).mean()
     return {
@@ -46,3 +44,11 @@ def elbo_terms(vae, x, chunk_size=500):
         "mutual_information": (divergence - kl_to_prior).item(),
         "kl_to_prior": kl_to_prior.item(),
     }
+
+
+def _log_mixture(z, components):
+    """Return log 1/N Σ_n q(z|x_n) of z (B, Z) under Normals of batch shape (N,): squares written out, as products."""
+    z, mean, precision = z.double(), components.mean.double(), components.variance.double().reciprocal()  # (N, Z)
+    distance = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)  # (B, N)
+    log_scale = (precision.log() - math.log(2 * math.pi)).sum(1)  # (N,), twice the logarithm of what is before exp
+    return ((log_scale - distance) / 2).logsumexp(1) - math.log(len(mean))

@@ -12,6 +12,8 @@ from traitlets.config import Config
 from vae.files import atomic_path
 from vae.workspace import Workspace
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 class LiveClient(NotebookClient):
     """A notebook client that also prints what cells print, while they run."""
@@ -32,6 +34,8 @@ def execute(path, folder):
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         settings = {"record_timing": False, "coalesce_streams": True, "store_widget_state": False}
         LiveClient(notebook, config=config, **settings).execute()
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        output.get("data", {}).pop(WIDGET, None)  # it needs this kernel; the text beside it stays
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     with atomic_path(folder / path.name) as partial:
         nbformat.write(notebook, partial)

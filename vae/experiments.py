@@ -56,7 +56,6 @@ VARIANCES = {  # where a decoder of grey images gets its variances from
     "undequantized": {"data": "grey levels", "decoder": {"kind": "Gaussian", "scale": "pixel"}},
     "free": {"decoder": {"kind": "Gaussian", "scale": "pixel"}},
     "limited": {"decoder": {"kind": "Gaussian", "scale": "pixel", "scale_limits": PIXEL_LIMITS}},
-    "example": {"decoder": {"kind": "Gaussian", "scale": "example"}},
     "global": {"decoder": {"kind": "Gaussian", "scale": "global"}},
     "optimal": {"decoder": {"kind": "Gaussian", "scale": "optimal"}},
     "fixed": {"decoder": {"kind": "Gaussian", "scale": 1.0}},
@@ -77,10 +76,9 @@ for n in LATENTS:
     RUNS[f"latents-{n}"] = _BINARY | {"z_dim": n, "hidden_dims": [500], "epochs": {"elbo": 24}}
 for variance, change in VARIANCES.items():
     RUNS |= _of_seeds(f"variance-{variance}", 20 if variance == "optimal" else 5, _GREY | change)
-for scale in ("pixel", "example"):
-    RUNS |= _of_seeds(
-        f"toy-{scale}", 20, _TOY | {"decoder": {"kind": "Gaussian", "scale": scale}, "epochs": {"elbo": 40}}
-    )
+for scale, seeds in (("pixel", 10), ("example", 20)):
+    decoder = {"kind": "Gaussian", "scale": scale}
+    RUNS |= _of_seeds(f"toy-{scale}", seeds, _TOY | {"decoder": decoder, "epochs": {"elbo": 40}})
 _TIGHT = {"decoder": {"kind": "Gaussian", "scale": "example"}, "epochs": {"iwae": 100}, "iwae_samples": 5}
 RUNS |= _of_seeds("toy-iwae", 5, _TOY | _TIGHT)
 RESULT_KEYS = {"name", "seed", "diverged", "curve", "updates", "cpu_minutes"}

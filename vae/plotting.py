@@ -112,21 +112,15 @@ def curves(panels, mark=None):
 
 
 def learning_curves(panels, samples_per_epoch, limits):
-    """Show bounds against samples seen, on a log scale and one vertical scale: `panels` as in `curves`.
-
-    The lines of a panel whose names are numbers, such as seeds, look alike.
-    """
+    """Show bounds against samples seen, on a log scale and one vertical scale: `panels` as in `curves`."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), sharey=True, squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for (name, values), color in zip(lines.items(), DIGIT_COLORS * len(lines), strict=False):
-            alike = {"color": DIGIT_COLORS[0], "alpha": 0.6} if isinstance(name, int) else {"color": color}
-            axis.plot([samples_per_epoch * (n + 1) for n in range(len(values))], values, label=name, **alike)
+        for (name, values), color in zip(lines.items(), DIGIT_COLORS, strict=False):
+            axis.plot([samples_per_epoch * (n + 1) for n in range(len(values))], values, label=name, color=color)
         axis.set(title=title, xlabel="samples", xscale="log", ylim=limits)
         axis.grid(alpha=0.3)
-    first = axes.flat[0]
-    first.set_ylabel("bound (nats)")
-    if not isinstance(name, int):
-        first.legend(frameon=False, loc="lower right")
+    axes.flat[0].set_ylabel("bound (nats)")
+    axes.flat[0].legend(frameon=False, loc="upper left")
     figure.tight_layout(w_pad=0.4)
     return figure
 
