@@ -1,6 +1,6 @@
 """The explorer as its reader meets it, in JupyterLab in headless Chromium: run by `make browser-test`.
 
-Needs Debian's packages chromium and chromium-driver and PyPI's selenium, no network.
+It needs Debian's packages chromium and chromium-driver and PyPI's selenium, and no network.
 """
 
 import base64
