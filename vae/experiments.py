@@ -1,4 +1,4 @@
-"""The runs of M1 that README and trainer_VAE quote, one small JSON file each: python -m vae.experiments --help.
+"""The runs of M1 with their settings, one small JSON file each: python -m vae.experiments --help.
 
 What is already there is skipped; what a kill interrupts resumes from its last epoch. Settings were chosen on the
 validation images.
