@@ -7,15 +7,15 @@ validation images.
 import argparse
 import importlib
 import os
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import joblib
 import torch
 
-from vae.data import Batches, binarize, dequantize, embedded_mnist, load_mnist, two_gaussians
+from vae.data import Batches, binarize, dequantize, two_gaussians
 from vae.evaluation import elbo_terms, log_likelihood, mean_and_standard_error
-from vae.jobs import data_md5, finished_result, load_result, run_job
+from vae.jobs import data_md5, finished_result, load_data, load_result, run_job
 from vae.models import VAE, active_latents
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder, GaussianDecoder
 from vae.objectives import elbo
@@ -93,22 +93,19 @@ def settings_of(name, smoke=False):
     return settings
 
 
-@cache
-def _mnist(smoke):
-    return embedded_mnist() if smoke else load_mnist()
+def _as_it_is(rows, generator):
+    return rows
 
 
 def _data(settings, smoke):
     """Return training rows, the transform of their batches, validation rows and test rows."""
     if settings["data"] == "two Gaussians":
         density = two_gaussians()
-        return density.sample((5000,)), None, density.sample((5000,)), density.sample((20_000,))
-    mnist = _mnist(smoke)
-    transform = {"binary": binarize, "grey": dequantize, "grey levels": None}[settings["data"]]
-    held_out = mnist.valid_images, mnist.test_images
-    if transform:
-        held_out = (transform(images, torch.Generator().manual_seed(n)) for n, images in enumerate(held_out))
-    return mnist.train_images, transform, *held_out
+        return density.sample((5000,)), _as_it_is, density.sample((5000,)), density.sample((20_000,))
+    mnist = load_data(smoke)
+    transform = {"binary": binarize, "grey": dequantize, "grey levels": _as_it_is}[settings["data"]]
+    held_out = enumerate((mnist.valid_images, mnist.test_images))
+    return mnist.train_images, transform, *(transform(x, torch.Generator().manual_seed(n)) for n, x in held_out)
 
 
 def build(settings, x_dim):
@@ -130,7 +127,7 @@ def train(name, models, smoke=False):
     if "start" in settings:
         vae.load_state_dict(train(settings["start"], models, smoke)[0].state_dict())
     generator = torch.Generator().manual_seed(settings["seed"])
-    batches = Batches(train_rows, settings["batch_size"], generator, *([transform] if transform else []))
+    batches = Batches(train_rows, settings["batch_size"], generator, transform)
 
     def bounds():
         held_out = {"valid_elbo": evaluate_mean(vae.elbo, valid), "test_elbo": evaluate_mean(vae.elbo, test)}
@@ -169,7 +166,7 @@ def measure(name, models, smoke=False):
         "updates": sum(epoch["updates"] for epoch in history),
         "cpu_minutes": round(sum(epoch["cpu_seconds"] for epoch in history) / 60, 2),
         "curve": [[round(epoch[key], 2) for key in ("loss", "valid_elbo", "test_elbo")] for epoch in history],
-        "data_md5": data_md5(_mnist(smoke)),
+        "data_md5": data_md5(load_data(smoke)),
     }
 
 

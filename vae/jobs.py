@@ -5,14 +5,21 @@ import fcntl
 import json
 import platform
 import shutil
+from functools import cache
 from importlib.metadata import version
 
 import torch
 
-from vae.data import MNIST_MD5
+from vae.data import MNIST_MD5, embedded_mnist, load_mnist
 from vae.files import atomic_path
 
 PACKAGES = ("torch", "scikit-learn", "numpy")
+
+
+@cache
+def load_data(smoke):
+    """Return MNIST, or for a smoke run the embedded images, read once in a process."""
+    return embedded_mnist() if smoke else load_mnist()
 
 
 def load_result(path, keys=()):

@@ -8,7 +8,6 @@ import importlib
 import os
 import sys
 import time
-from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -17,8 +16,8 @@ from typing import NamedTuple
 import joblib
 import torch
 
-from vae.data import embedded_mnist, labeled_split, load_mnist
-from vae.jobs import data_md5, finished_result, run_job, write_result
+from vae.data import labeled_split
+from vae.jobs import data_md5, finished_result, load_data, run_job, write_result
 from vae.methods import ABLATIONS, METHODS, METHODS_AND_ABLATIONS, Task, settings_of
 from vae.stages import train_m1
 from vae.training import error
@@ -43,11 +42,6 @@ class Cell(NamedTuple):
 RESULT_KEYS = {*Cell._fields, "valid_error", "test_error", "updates", "cpu_minutes"}
 
 
-@cache
-def _mnist(smoke):
-    return embedded_mnist() if smoke else load_mnist()
-
-
 def run_cell(cell, m1, results, state, smoke=False):
     """Train `cell` on this process's one thread, write its result to the folder `results`, and return it."""
     settings = settings_of(cell.method, smoke)
@@ -55,7 +49,7 @@ def run_cell(cell, m1, results, state, smoke=False):
 
 
 def _result(cell, m1, settings, folder, smoke):
-    mnist = _mnist(smoke)
+    mnist = load_data(smoke)
     torch.manual_seed(cell.split)
     generator = torch.Generator().manual_seed(cell.split)
     labeled, unlabeled = labeled_split(mnist.train_labels, cell.labels, generator)
@@ -145,7 +139,7 @@ def main(arguments=None):
     if not missing_cells(cells, results, SMOKE):
         print(f"all {len(cells)} results are there")
         return
-    m1 = train_m1(_mnist(SMOKE), state / "m1.pt", SMOKE)
+    m1 = train_m1(load_data(SMOKE), state / "m1.pt", SMOKE)
     if options.scheduler:
         backend = {"backend": "dask", "client": connect(options.scheduler)}
     else:

@@ -40,10 +40,7 @@ def fit(
                 with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
                     loss = loss_fn(batch)
                 total += _finite(loss.item(), name, epoch, step)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                _step(loss, optimizer, schedule)
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
                 bar.update()
             _check_finite(model, name, epoch)
@@ -99,6 +96,13 @@ def _progress_bar(name, done, total):
     """A line on stdout, rewritten while training runs and then gone: a notebook keeps no trace of it."""
     form = "{desc}: {percentage:3.0f} %{postfix}, {remaining} left"
     return tqdm(desc=name, initial=done, total=total, bar_format=form, file=sys.stdout, leave=False, mininterval=0.5)
+
+
+def _step(loss, optimizer, schedule):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
 
 
 def _finite(loss, name, epoch, step):
