@@ -1,11 +1,12 @@
-"""The continuous Bernoulli against numerical integration and the library's, where that is precise."""
+"""The likelihoods against the library's, where that is precise, and against numerical integration."""
 
 import pytest
 import torch
+from torch.distributions import Bernoulli, Independent
 from torch.distributions import ContinuousBernoulli as LibrarysContinuousBernoulli
 from torch.testing import assert_close
 
-from vae.likelihoods import ContinuousBernoulli
+from vae.likelihoods import ContinuousBernoulli, IndependentBernoulli
 
 LOGITS = torch.tensor([-40.0, -16.0, -3.0, -0.11, -0.09, -1e-4, 0.0, 1e-6, 0.05, 0.0999, 0.1001, 2.0, 30.0, 200.0])
 
@@ -54,3 +55,35 @@ def test_samples_have_the_mean_and_stay_in_the_unit_interval():
     assert 0 <= draws.min() <= draws.max() <= 1
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - density.mean).abs() < 5 * standard_error + 1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 784), (4, 3, 784), (3, 1), (2, 3, 113)])
+def test_independent_bernoullis_agree_with_the_plain_ones_in_value_and_gradient(shape):
+    logits, x = 8 * torch.randn(shape, dtype=torch.float64), torch.rand(3, shape[-1], dtype=torch.float64)
+    weight = torch.randn(shape[:-1], dtype=torch.float64)
+    outcomes = []
+    for make in (IndependentBernoulli, lambda logits: Independent(Bernoulli(logits=logits, validate_args=False), 1)):
+        leaf = logits.clone().requires_grad_()
+        value = make(leaf).log_prob(x)
+        outcomes.append((value.detach(), *torch.autograd.grad((weight * value).sum(), leaf)))
+    assert outcomes[0][0].shape == shape[:-1]
+    assert_close(*outcomes, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -100.0, -20.0, 20.0, 100.0, 1e4])
+def test_independent_bernoullis_in_single_precision_at_extreme_logits(logit):
+    logits, x = torch.full((2, 784), logit, requires_grad=True), torch.tensor([[0.0], [1.0]]).expand(2, 784)
+    value = IndependentBernoulli(logits).log_prob(x)
+    exact = Independent(Bernoulli(logits=logits.detach().double()), 1).log_prob(x.double())
+    each = torch.finfo(torch.float32).eps  # σ(|l|) is rounded to this
+    assert_close(value.detach().double(), exact, rtol=1e-6, atol=784 * each)
+    value.sum().backward()
+    assert_close(logits.grad, x - torch.sigmoid(logits.detach()), rtol=0, atol=0)
+
+
+def test_independent_bernoullis_refuse_gradients_that_they_do_not_have():
+    likelihood = IndependentBernoulli(torch.zeros(2, 5, requires_grad=True))
+    with pytest.raises(ValueError, match="no gradient in the pixels"):
+        likelihood.log_prob(torch.rand(2, 5, requires_grad=True))
+    [gradient] = torch.autograd.grad(likelihood.log_prob(torch.rand(2, 5)).sum(), likelihood.base_dist.logits)
+    assert not gradient.requires_grad

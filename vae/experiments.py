@@ -68,7 +68,7 @@ def _of_seeds(name, num, settings):
 
 
 RUNS = {
-    "mnist-50": _DEEP | {"epochs": {"warm_up": 12, "elbo": 120}},
+    "mnist-50": _DEEP | {"epochs": {"warm_up": 12, "elbo": 300}},
     "mnist-50-iwae": _DEEP | {"start": "mnist-50", "epochs": {"iwae": 5}, "iwae_samples": 20, "lr": 1e-3},
     "mnist-2": _BINARY | {"z_dim": 2, "hidden_dims": [500, 500], "epochs": {"elbo": 200}},
 }

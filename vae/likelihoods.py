@@ -1,11 +1,47 @@
-"""Likelihoods that torch.distributions lacks, or computes with less precision."""
+"""Likelihoods that torch.distributions lacks, or computes with less precision, or in more time."""
 
 import math
 from typing import ClassVar
 
 import torch
-from torch.distributions import Distribution, Normal, constraints
+from torch.autograd.function import once_differentiable
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn.functional import softplus
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ_d [x_d l_d − log(1 + exp(l_d))] over the last dimension of logits l (…, D), for x that broadcasts to it.
+
+    log(1 + e^l) = max(l, 0) − log σ(|l|), and a sum of logarithms is the logarithm of a product. So there is one
+    exponential for each element, forward and backward, and one logarithm for 112, of a product of at least 2^−112.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, x):
+        probs = logits.sigmoid()
+        ctx.save_for_backward(probs, x)
+        linear = (x * logits).sub_(logits.clamp(min=0)).sum(-1)
+        certain = (1 - probs).maximum(probs)  # σ(|l|)
+        return linear + sum(part.prod(-1).log() for part in certain.split(112, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        probs, x = ctx.saved_tensors
+        return (x - probs).mul_(gradient.unsqueeze(-1)), None
+
+
+class IndependentBernoulli(Independent):
+    """Independent(Bernoulli(logits=logits), 1), whose `log_prob` takes two thirds of the time, gradient included."""
+
+    def __init__(self, logits):
+        super().__init__(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+
+    def log_prob(self, value):
+        """Return log p(value) in nats: (…, D) -> (…), once differentiable in the logits; ValueError if in `value`."""
+        if value.requires_grad:
+            raise ValueError("log_prob has no gradient in the pixels; detach them")
+        return _BernoulliLogProb.apply(self.base_dist.logits, value)
 
 
 class ContinuousBernoulli(Distribution):

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent, Normal
 
-from vae.likelihoods import ContinuousBernoulli, OptimalNormal
+from vae.likelihoods import ContinuousBernoulli, IndependentBernoulli, OptimalNormal
 
 
 def diagonal_normal(mean, scale):
@@ -68,7 +68,7 @@ class BernoulliDecoder(nn.Module):
 
     def forward(self, z, y=None):
         """Return the likelihood of x. Unvalidated, so that grey pixels get their expected log-likelihood as well."""
-        return Independent(Bernoulli(logits=self.network(z, y), validate_args=False), 1, validate_args=False)
+        return IndependentBernoulli(self.network(z, y))
 
     @staticmethod
     def check(x):
