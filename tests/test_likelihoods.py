@@ -57,16 +57,16 @@ def test_samples_have_the_mean_and_stay_in_the_unit_interval():
     assert ((draws.mean(0) - density.mean).abs() < 5 * standard_error + 1e-6).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 784), (4, 3, 784), (3, 1), (2, 3, 113)])
+@pytest.mark.parametrize("shape", [(3, 784), (4, 3, 784), (3, 1), (2, 3, 113), (5, 1, 20)])
 def test_independent_bernoullis_agree_with_the_plain_ones_in_value_and_gradient(shape):
     logits, x = 8 * torch.randn(shape, dtype=torch.float64), torch.rand(3, shape[-1], dtype=torch.float64)
-    weight = torch.randn(shape[:-1], dtype=torch.float64)
+    weight = torch.randn(*shape[:-2], 3, dtype=torch.float64)
     outcomes = []
     for make in (IndependentBernoulli, lambda logits: Independent(Bernoulli(logits=logits, validate_args=False), 1)):
         leaf = logits.clone().requires_grad_()
         value = make(leaf).log_prob(x)
         outcomes.append((value.detach(), *torch.autograd.grad((weight * value).sum(), leaf)))
-    assert outcomes[0][0].shape == shape[:-1]
+    assert outcomes[0][0].shape == weight.shape
     assert_close(*outcomes, rtol=1e-12, atol=1e-12)
 
 
