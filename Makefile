@@ -5,7 +5,7 @@ NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
 # Threads that wait sleep instead of spinning: many times faster when another program uses a core too.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: figures table experiments test browser-test clean
+.PHONY: figures table experiments bench test browser-test clean
 
 figures: .venv/installed
 	$(BIN)/python -m vae.execute $(NOTEBOOKS)
@@ -16,6 +16,10 @@ table: .venv/installed
 
 experiments: .venv/installed
 	$(BIN)/python -m vae.experiments
+
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt
+	$(BIN)/python -m benchmarks
 
 test: .venv/installed
 	$(BIN)/ruff check .
