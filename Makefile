@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TRIM_THRESHOLD_ = 1000000000
 
-.PHONY: figures table experiments test browser-test clean
+.PHONY: figures table experiments bench test browser-test clean
 
 figures: .venv/installed
 	$(BIN)/python -m vae.execute $(NOTEBOOKS)
@@ -19,6 +19,10 @@ table: .venv/installed
 
 experiments: .venv/installed
 	$(BIN)/python -m vae.experiments
+
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt
+	$(BIN)/python -m benchmarks
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,58 @@
+"""pythae's VAE with M1's network, trained as its trainer does: its model's loss, Adam, no schedule."""
+
+import torch
+from pythae.models import VAE, VAEConfig
+from pythae.models.base.base_utils import ModelOutput
+from pythae.models.nn import BaseDecoder, BaseEncoder
+from torch import nn
+
+from benchmarks.steps import endless_batches
+
+
+class Encoder(BaseEncoder):
+    """784-500-500, then mean and log-variance of z."""
+
+    def __init__(self, z_dim):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU())
+        self.mean, self.log_variance = nn.Linear(500, z_dim), nn.Linear(500, z_dim)
+
+    def forward(self, x):
+        """Return both for x (B, 784), each (B, Z)."""
+        hidden = self.hidden(x)
+        return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_variance(hidden))
+
+
+class Decoder(BaseDecoder):
+    """z-500-500-784, then the sigmoid: pythae's likelihood takes probabilities."""
+
+    def __init__(self, z_dim):
+        super().__init__()
+        layers = nn.Linear(z_dim, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 784), nn.Sigmoid()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z):
+        """Return the pixels' probabilities (B, 784) for z (B, Z)."""
+        return ModelOutput(reconstruction=self.layers(z))
+
+
+def build_model(case):
+    """Return the untrained VAE."""
+    config = VAEConfig(input_dim=(784,), latent_dim=case.z_dim, reconstruction_loss="bce")
+    return VAE(config, encoder=Encoder(case.z_dim), decoder=Decoder(case.z_dim))
+
+
+def build(case, images):
+    """Return a function that makes one update, on the same in-memory batches as ours."""
+    torch.manual_seed(0)
+    model, batches = build_model(case), endless_batches(case, images)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step():
+        loss = model({"data": next(batches)}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return step

@@ -1,0 +1,87 @@
+"""What `python -m benchmarks` measures, in full or as a smoke run: groups of cases that take turns."""
+
+from dataclasses import dataclass
+
+from benchmarks.steps import PEERS, Case, installed
+
+THREADS = 2  # for all that is not measured with 1 as well
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes. `batch` is that of the ratios, `large_batch` that of the last of them."""
+
+    batches: tuple
+    batch: int
+    large_batch: int
+    rounds: int
+    seconds: float  # for each case in each round, at least one step
+    product_size: int
+    copy_mib: int
+    scaling: dict  # of what grows: the step, its batch, and the values
+
+    def grid(self, only, dtypes):
+        """Return pairs of a number of threads and the cases that take turns. Peers stand beside fp32 on 2 threads."""
+        groups = []
+        for threads in (THREADS, 1):
+            for dtype in dtypes:
+                peers = threads == THREADS and dtype == "fp32"
+                names = [what for what in only if installed(what) and (peers or what not in PEERS)]
+                groups += [(threads, [Case(what, batch, dtype) for what in names]) for batch in self.batches]
+        pair = self.ratios()["m2_topk_bf16_vs_pyro"]
+        groups += [(THREADS, [case for case in pair if case.what in only and installed(case.what)])]
+        return [(threads, cases) for threads, cases in groups if cases]
+
+    def gpu_grid(self, only):
+        """The same on a GPU, without peers; M1 and exact M2 compiled as well, without and with CUDA graphs."""
+        ours = [what for what in only if what not in PEERS]
+        groups = []
+        for dtype in ("fp32", "bf16"):
+            groups += [(THREADS, [Case(what, n, dtype, "cuda") for what in ours]) for n in self.batches]
+            compiled = [what for what in ours if what in ("m1", "m2_exact")]
+            modes = ("default", "reduce-overhead")
+            groups += [(THREADS, [Case(w, self.batch, dtype, "cuda", mode) for w in compiled for mode in modes])]
+        return [(threads, cases) for threads, cases in groups if cases]
+
+    def scaled_cases(self):
+        """Return, for each of what grows, its cases."""
+        return {
+            name: [Case(what, **{"batch": batch, name: n}) for n in values]
+            for name, (what, batch, values) in self.scaling.items()
+        }
+
+    def ratios(self):
+        """Return pairs of cases whose times are compared: that of the second over that of the first."""
+        m2_bf16 = Case("m2_topk", self.large_batch, "bf16")
+        return {
+            "m1_vs_pythae": (Case("m1", self.batch), Case("pythae_m1", self.batch)),
+            "m2_exact_vs_pyro": (Case("m2_exact", self.batch), Case("pyro_m2", self.batch)),
+            "m2_topk_bf16_vs_pyro": (m2_bf16, Case("pyro_m2", self.large_batch)),
+        }
+
+
+FULL = Plan(
+    batches=(100, 500, 2000),
+    batch=500,
+    large_batch=1000,
+    rounds=5,
+    seconds=0.25,
+    product_size=1024,
+    copy_mib=256,
+    scaling={
+        "num_classes": ("m2_exact", 100, (2, 5, 10, 20, 50, 100, 200)),
+        "batch": ("m1", 500, (20, 100, 500, 2000, 8000)),
+        "z_dim": ("m1", 500, (2, 10, 50, 200, 1000)),
+        "num_samples": ("iwae", 100, (1, 10, 100, 1000)),
+    },
+)
+SMOKE = Plan(
+    batches=(20,),
+    batch=20,
+    large_batch=40,
+    rounds=2,
+    seconds=0.01,
+    product_size=64,
+    copy_mib=1,
+    scaling={"num_classes": ("m2_exact", 4, (2, 4)), "num_samples": ("iwae", 4, (1, 3))},
+)
