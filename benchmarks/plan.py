@@ -18,7 +18,7 @@ class Plan:
     seconds: float  # for each case in each round, at least one step
     product_size: int
     copy_mib: int
-    scaling: dict  # of what grows: the step, its batch, and the values
+    scaling: tuple  # of what grows, the step, its batch, and the values
 
     def grid(self, only, dtypes):
         """Return pairs of a number of threads and the cases that take turns. Peers stand beside fp32 on 2 threads."""
@@ -28,8 +28,8 @@ class Plan:
                 peers = threads == THREADS and dtype == "fp32"
                 names = [what for what in only if installed(what) and (peers or what not in PEERS)]
                 groups += [(threads, [Case(what, batch, dtype) for what in names]) for batch in self.batches]
-        pair = self.ratios()["m2_topk_bf16_vs_pyro"]
-        groups += [(THREADS, [case for case in pair if case.what in only and installed(case.what)])]
+        large = {case: None for pair in self.ratios().values() for case in pair if case.batch == self.large_batch}
+        groups += [(THREADS, [case for case in large if case.what in only and installed(case.what)])]
         return [(threads, cases) for threads, cases in groups if cases]
 
     def gpu_grid(self, only):
@@ -44,19 +44,20 @@ class Plan:
         return [(threads, cases) for threads, cases in groups if cases]
 
     def scaled_cases(self):
-        """Return, for each of what grows, its cases."""
-        return {
-            name: [Case(what, **{"batch": batch, name: n}) for n in values]
-            for name, (what, batch, values) in self.scaling.items()
-        }
+        """Return pairs of what grows and the cases of one step."""
+        return [
+            (name, [Case(what, **{"batch": batch, name: n}) for n in values])
+            for name, what, batch, values in self.scaling
+        ]
 
     def ratios(self):
         """Return pairs of cases whose times are compared: that of the second over that of the first."""
-        m2_bf16 = Case("m2_topk", self.large_batch, "bf16")
+        topk, topk_bf16 = (Case("m2_topk", self.large_batch, dtype) for dtype in ("fp32", "bf16"))
         return {
             "m1_vs_pythae": (Case("m1", self.batch), Case("pythae_m1", self.batch)),
             "m2_exact_vs_pyro": (Case("m2_exact", self.batch), Case("pyro_m2", self.batch)),
-            "m2_topk_bf16_vs_pyro": (m2_bf16, Case("pyro_m2", self.large_batch)),
+            "m2_topk_vs_pyro": (topk, Case("pyro_m2", self.large_batch)),
+            "m2_topk_bf16_vs_pyro": (topk_bf16, Case("pyro_m2", self.large_batch)),
         }
 
 
@@ -68,12 +69,13 @@ FULL = Plan(
     seconds=0.25,
     product_size=1024,
     copy_mib=256,
-    scaling={
-        "num_classes": ("m2_exact", 100, (2, 5, 10, 20, 50, 100, 200)),
-        "batch": ("m1", 500, (20, 100, 500, 2000, 8000)),
-        "z_dim": ("m1", 500, (2, 10, 50, 200, 1000)),
-        "num_samples": ("iwae", 100, (1, 10, 100, 1000)),
-    },
+    scaling=(
+        ("num_classes", "m2_exact", 100, (2, 5, 10, 20, 50, 100, 200)),
+        ("num_classes", "m2_chunked", 100, (20, 50, 100, 200)),
+        ("batch", "m1", 500, (20, 100, 500, 2000, 8000)),
+        ("z_dim", "m1", 500, (2, 10, 50, 200, 1000)),
+        ("num_samples", "iwae", 100, (1, 10, 100, 1000)),
+    ),
 )
 SMOKE = Plan(
     batches=(20,),
@@ -83,5 +85,5 @@ SMOKE = Plan(
     seconds=0.01,
     product_size=64,
     copy_mib=1,
-    scaling={"num_classes": ("m2_exact", 4, (2, 4)), "num_samples": ("iwae", 4, (1, 3))},
+    scaling=(("num_classes", "m2_exact", 4, (2, 4)), ("num_samples", "iwae", 4, (1, 3))),
 )

@@ -74,11 +74,11 @@ class Bench:
 
     def scaling(self):
         """Return how speed and memory change with the number of labels, latents, samples and images."""
-        result = {}
-        for name, cases in self.plan.scaled_cases().items():
+        result = defaultdict(list)
+        for name, cases in self.plan.scaled_cases():
             records, _ = self.group(THREADS, cases, grows=(name,))
             keys = ("what", "batch", name, "images_per_second", "peak_mib", "fraction_of_limit")
-            result[name] = [{key: record[key] for key in keys} for record in records]
+            result[name] += [{key: record[key] for key in keys} for record in records]
         return result
 
     def ratios(self):

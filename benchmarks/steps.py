@@ -18,16 +18,17 @@ from vae.training import evaluate_mean
 
 MARGINALIZATIONS = {
     "m2_exact": marginalize,
+    "m2_chunked": partial(marginalize, chunk_size=10),
     "m2_loop": marginalize_loop,
     "m2_topk": partial(marginalize_topk, k=1),
 }
 PEERS = {"pythae_m1": "pythae", "pyro_m2": "pyro"}  # and the package that each needs
-WHAT = ("m1", *MARGINALIZATIONS, "evaluation", "iwae", *PEERS)
+WHAT = ("m1", "m2_exact", "m2_loop", "m2_topk", "evaluation", "iwae", *PEERS)  # and m2_chunked, for many labels
 
 
 @dataclass(frozen=True)
 class Case:
-    """One step: `what` of WHAT, `dtype` fp32 or bf16, `mode` eager or a mode of torch.compile."""
+    """One step: `what`, `dtype` fp32 or bf16, `mode` eager or a mode of torch.compile."""
 
     what: str
     batch: int

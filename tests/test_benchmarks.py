@@ -146,7 +146,7 @@ def test_a_smoke_run_leaves_file_and_figure(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "preview/smoke/bench.json").read_text())
     ratios = {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
     ratios |= {"m1_vs_pythae"} if installed("pythae_m1") else set()
-    ratios |= {"m2_exact_vs_pyro", "m2_topk_bf16_vs_pyro"} if installed("pyro_m2") else set()
+    ratios |= {"m2_exact_vs_pyro", "m2_topk_vs_pyro", "m2_topk_bf16_vs_pyro"} if installed("pyro_m2") else set()
     assert result["ratios"].keys() == ratios
     assert all(0 < ratio < math.inf for ratio in result["ratios"].values())
     assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
