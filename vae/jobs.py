@@ -31,6 +31,8 @@ def load_result(path, keys=()):
         raise ValueError(f"{path} is not a result ({problem}); delete it and run what made it") from problem
     if missing:
         raise ValueError(f"{path} is not a result (no {missing}); delete it and run what made it")
+    if result.get("name", path.stem) != path.stem:
+        raise ValueError(f"{path} is the result of {result['name']}; delete it and run what made it")
     return result
 
 
@@ -62,7 +64,7 @@ def run_job(name, settings, compute, results, state):
         if result is None:
             folder.mkdir(exist_ok=True)
             with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
-                result = compute(folder) | {"settings": settings, "versions": versions()}
+                result = {"name": name} | compute(folder) | {"settings": settings, "versions": versions()}
             write_result(result, name, results)
         shutil.rmtree(folder, ignore_errors=True)
     return result
