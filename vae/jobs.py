@@ -56,18 +56,32 @@ def run_job(name, settings, compute, results, state):
     log, until the result is written. A second process that wants the same job waits, and finds the first one's result.
     """
     torch.set_num_threads(1)
-    folder, locks = state / name, state / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = finished_result(name, settings, results)
-        if result is None:
-            folder.mkdir(exist_ok=True)
-            with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
-                result = {"name": name} | compute(folder) | {"settings": settings, "versions": versions()}
-            write_result(result, name, results)
-        shutil.rmtree(folder, ignore_errors=True)
+    with _explained_errors(name, state):
+        folder, locks = state / name, state / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / name, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            result = finished_result(name, settings, results)
+            if result is None:
+                folder.mkdir(exist_ok=True)
+                with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
+                    result = {"name": name} | compute(folder) | {"settings": settings, "versions": versions()}
+                write_result(result, name, results)
+            shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+@contextlib.contextmanager
+def _explained_errors(name, state):
+    """Say what to do about an OSError that says only what happened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # it was raised in this package, with what to do
+            raise
+        raise OSError(
+            f"{name} stopped, what is finished is kept ({error}); make room in {state}, or it writable, and run again"
+        ) from error
 
 
 def versions():
