@@ -134,6 +134,6 @@ def test_a_sure_classifier_makes_no_denormal_gradients(method):
 def test_labels_are_where_the_classifier_is(method):
     def bound(labels):
         assert labels.device.type == "meta"
-        return torch.zeros(labels.shape[:-1] + (6,), device="meta")
+        return torch.zeros((*labels.shape[:-1], 6), device="meta")
 
     method(bound, Categorical(logits=torch.zeros(6, 4, device="meta"), validate_args=False))
