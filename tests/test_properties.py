@@ -324,6 +324,7 @@ def test_labels_stay_with_their_images_and_all_are_seen_as_often(seed, labeled, 
 def test_binary_pixels_are_zeros_and_ones_and_stay_as_they_are(seed, batch, x_dim):
     grey = torch.rand(batch, x_dim, generator=seeded(seed))
     once = binarize(grey, seeded(seed))
+    assert once.dtype == torch.float32
     assert ((once == 0) | (once == 1)).all()
     assert torch.equal(binarize(once, seeded(seed + 1)), once)
 
