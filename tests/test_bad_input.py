@@ -58,7 +58,7 @@ def test_a_model_in_bfloat16_is_refused_for_its_densities_would_be_too_coarse():
 
 
 @pytest.mark.parametrize("draw", [binarize, dequantize])
-@pytest.mark.parametrize("x", [X * torch.nan, X * 255, -X])
+@pytest.mark.parametrize("x", [X * torch.nan, X * 255, X * 2.01, -X])
 def test_what_is_no_intensity_is_not_drawn_from(draw, x):
     with pytest.raises(ValueError, match=r"pixels must lie in \[0, 1\]"):
         draw(x, GENERATOR)
