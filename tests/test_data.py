@@ -1,6 +1,7 @@
 """The toy density, the files of MNIST and where they are sought, splits and batches."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_mnist_is_sought_in_the_argument_then_in_vae_data_then_in_data(
     assert not offline
     with pytest.raises(MNISTNotFoundError) as caught:
         load_mnist(roots[0])
-    assert offline == [roots[0]]
+    assert [folder.parent for folder in offline] == [roots[0]]
     for root in roots:
         assert str(root / "MNIST" / "raw") in str(caught.value)
 
@@ -101,9 +102,10 @@ def test_missing_mnist_says_what_is_needed_and_what_to_do(offline, tmp_path):
 
 def test_missing_mnist_is_downloaded_to_the_first_place(offline, write_mnist, tmp_path, monkeypatch):
     write_mnist(tmp_path / "elsewhere")
-    monkeypatch.setattr("torchvision.datasets.MNIST", lambda root, download: shutil.copytree("elsewhere", root))
+    copy = partial(shutil.copytree, "elsewhere", dirs_exist_ok=True)
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda root, download: copy(root))
     assert len(load_mnist(tmp_path / "argument").test_images) == 3
-    assert (tmp_path / "argument" / "MNIST").is_dir()
+    assert [path.name for path in (tmp_path / "argument").iterdir()] == ["MNIST"]
 
 
 NAME = "t10k-labels-idx1-ubyte"

@@ -297,7 +297,7 @@ def test_m1m2_draws_its_features_from_the_posterior_anew():
 
 
 def test_active_latents_are_those_whose_mean_follows_the_data():
-    encoder, x = Encoder(6, 3, [4]), torch.randn(1000, 6)
+    encoder, x = Encoder(6, 3, [4]), torch.rand(1000, 6).bernoulli()
     nn.init.zeros_(encoder.network.rest[-1].weight)
     vae = VAE(encoder, BernoulliDecoder(3, 6, [4]))
     assert active_latents(vae, x).tolist() == []

@@ -6,6 +6,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ class MNISTNotFoundError(FileNotFoundError):
 def load_mnist(root=None):
     """Return MNIST, split as in the semi-supervised paper, from `root`, $VAE_DATA or ./data.
 
-    If none of these holds it, torchvision downloads it to the first of them that is given.
+    If none of these holds it, torchvision downloads it to the first of them that is given, whole files only: others may
+    read or download it at the same time.
 
     Raises ValueError for a file with the wrong MD5, MNISTNotFoundError if there is nothing to read.
     """
@@ -72,8 +74,13 @@ def _archive(root, name):
 def _download(root, searched):
     from torchvision.datasets import MNIST as Torchvision
 
+    folder = root / "MNIST" / "raw"
     try:
-        Torchvision(root, download=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root) as partial:
+            Torchvision(partial, download=True)
+            for path in [_archive(Path(partial), name) for name in MNIST_MD5]:
+                path.replace(folder / path.name)
     except (RuntimeError, OSError) as error:
         places = "\n  ".join(str(r.absolute() / "MNIST" / "raw") for r in searched)
         raise MNISTNotFoundError(
@@ -113,8 +120,16 @@ def embedded_mnist():
     return MNIST(*parts, complete=False)
 
 
+def check_pixels(x):
+    """Raise ValueError unless every value is a number in [0, 1]."""
+    low, high = x.aminmax() if x.numel() else (0, 0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"pixels must lie in [0, 1], but these span [{low:g}, {high:g}]; divide 8-bit images by 255")
+
+
 def binarize(images, generator):
     """Draw each pixel from Bernoulli(its intensity): again for every batch of training, once to evaluate."""
+    check_pixels(images)
     return (torch.rand(images.shape, generator=generator, device=images.device) < images).float()
 
 
@@ -124,11 +139,14 @@ def dequantize(images, generator):
     Its logarithm is, on average, at most that of the levels' probability plus 784 log 256 = 4,347 nats (Theis et al.
     2016, A note on the evaluation of generative models, section 3.1). Without it a density can grow for ever.
     """
+    check_pixels(images)
     return (255 * images + torch.rand(images.shape, generator=generator, device=images.device)) / 256
 
 
 def check_labels(labels, num_classes):
-    """Raise ValueError unless all `labels` lie in 0…num_classes − 1."""
+    """Raise ValueError unless `labels` are whole numbers, at least one of them, and all lie in 0…num_classes − 1."""
+    if labels.is_floating_point() or not labels.numel():
+        raise ValueError(f"labels must be whole numbers, as of labels.long(), not {tuple(labels.shape)} {labels.dtype}")
     low, high = labels.aminmax()
     if not (low >= 0 and high < num_classes):
         raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {low}…{high}")
@@ -137,10 +155,12 @@ def check_labels(labels, num_classes):
 def labeled_split(labels, num_labeled, generator, num_classes=10):
     """Return the indices of a class-balanced random subset of `num_labeled` images, and those of all the others.
 
-    Raises ValueError for labels outside 0…num_classes − 1 and for counts that cannot be balanced.
+    Raises ValueError for labels outside 0…num_classes − 1, a class without images, and counts that cannot be balanced.
     """
     check_labels(labels, num_classes)
     counts = torch.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"no image has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
     per_class, rest = divmod(num_labeled, num_classes)
     if rest or not 1 <= per_class <= counts.min():
         raise ValueError(
@@ -161,6 +181,8 @@ def _shuffled_rows(num_rows, batch_size, generator):
 
 
 def _check_batch_size(batch_size, num_rows, name):
+    if not num_rows:
+        raise ValueError(f"{name} = {batch_size}, but there are no rows to draw from")
     if not 1 <= batch_size <= num_rows:
         raise ValueError(f"{name} = {batch_size} must lie between 1 and the {num_rows} rows to draw from")
 

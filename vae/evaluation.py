@@ -5,12 +5,16 @@ import math
 import torch
 from torch.distributions import kl_divergence
 
+from vae.models import check_batch
+
 
 def log_likelihood(vae, x, num_samples, chunk_size=100):
     """Estimate log p(x) from `num_samples` draws of z, `chunk_size` of them in memory at a time: (B, X) -> (B,).
 
     The importance-weighted bound, on average below log p(x), and the tighter the more samples   [Burda et al. 2016].
     """
+    if min(num_samples, chunk_size) < 1:
+        raise ValueError(f"num_samples = {num_samples} and chunk_size = {chunk_size} must be at least 1")
     sizes = [min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size)]
     with torch.no_grad():
         sums = [vae.importance_weighted_bound(x, size) + math.log(size) for size in sizes]
@@ -18,7 +22,9 @@ def log_likelihood(vae, x, num_samples, chunk_size=100):
 
 
 def mean_and_standard_error(values):
-    """Return the mean of `values` (N,) and the standard error of it, as floats."""
+    """Return the mean of `values` (N,) and the standard error of it, as floats. ValueError for fewer than two."""
+    if len(values) < 2:
+        raise ValueError(f"a standard error needs at least two values, not {len(values)}")
     values = values.double()
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
@@ -30,6 +36,7 @@ def elbo_terms(vae, x, chunk_size=500):
     says of which image it came from, at most log N; and how far q(z) = 1/N Σ_n q(z|x_n) is from the prior, at least 0
     (Hoffman & Johnson 2016, ELBO surgery).
     """
+    check_batch(x, vae)
     with torch.no_grad():
         posterior = vae.encoder(x)
         z = posterior.sample()

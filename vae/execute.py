@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat.reader import NotJSONError
 from traitlets.config import Config
 
 from vae.files import atomic_path
@@ -48,7 +49,7 @@ def main(paths):
     for path in map(Path, paths):
         try:
             execute(path, folder)
-        except (CellExecutionError, DeadKernelError) as error:
+        except (CellExecutionError, DeadKernelError, NotJSONError) as error:
             sys.exit(f"{path} failed and is unchanged:\n{error}")
     print(f"\nNotebooks written to {folder.absolute()}, figures to {workspace.folder.absolute()}")
 

@@ -31,6 +31,8 @@ def load_result(path, keys=()):
         raise ValueError(f"{path} is not a result ({problem}); delete it and run what made it") from problem
     if missing:
         raise ValueError(f"{path} is not a result (no {missing}); delete it and run what made it")
+    if result.get("name", path.stem) != path.stem:
+        raise ValueError(f"{path} is the result of {result['name']}; delete it and run what made it")
     return result
 
 
@@ -54,18 +56,32 @@ def run_job(name, settings, compute, results, state):
     log, until the result is written. A second process that wants the same job waits, and finds the first one's result.
     """
     torch.set_num_threads(1)
-    folder, locks = state / name, state / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = finished_result(name, settings, results)
-        if result is None:
-            folder.mkdir(exist_ok=True)
-            with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
-                result = compute(folder) | {"settings": settings, "versions": versions()}
-            write_result(result, name, results)
-        shutil.rmtree(folder, ignore_errors=True)
+    with _explained_errors(name, state):
+        folder, locks = state / name, state / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / name, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            result = finished_result(name, settings, results)
+            if result is None:
+                folder.mkdir(exist_ok=True)
+                with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
+                    result = {"name": name} | compute(folder) | {"settings": settings, "versions": versions()}
+                write_result(result, name, results)
+            shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+@contextlib.contextmanager
+def _explained_errors(name, state):
+    """Say what to do about an OSError that says only what happened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # it was raised in this package, with what to do
+            raise
+        raise OSError(
+            f"{name} stopped, what is finished is kept ({error}); make room in {state}, or it writable, and run again"
+        ) from error
 
 
 def versions():

@@ -14,10 +14,17 @@ from vae.marginalization import marginalize
 from vae.networks import diagonal_normal
 
 
-def _check_batch(x, encoder, decoder):
-    if x.dim() != 2 or x.shape[1] != encoder.x_dim:
-        raise ValueError(f"x must have shape (batch, {encoder.x_dim}), not {tuple(x.shape)}; flatten images first")
-    decoder.check(x)
+def check_batch(x, model):
+    """Raise ValueError unless x is (B, X), B ≥ 1, in `model`'s precision, with values that its decoder supports."""
+    x_dim, dtype = model.encoder.x_dim, next(model.parameters(), x).dtype
+    if x.dim() != 2 or x.shape[1] != x_dim or not len(x):
+        raise ValueError(f"x must have shape (batch, {x_dim}) and a row, not {tuple(x.shape)}; flatten images first")
+    model.decoder.check(x)
+    if x.dtype != dtype or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"x is {x.dtype} and the model {dtype}, but both must be float32 or both float64: convert them by "
+            "x.float() and model.float(); to compute in bfloat16 there is fit(bf16=True)"
+        )
 
 
 def _draw(likelihood, mean):
@@ -64,7 +71,7 @@ class VAE(nn.Module):
 
         Raises ValueError for a wrong shape or values outside the decoder's support.
         """
-        _check_batch(x, self.encoder, self.decoder)
+        check_batch(x, self)
         posterior = self.encoder(x)
         return posterior, self.decoder(posterior.rsample())
 
@@ -74,13 +81,16 @@ class VAE(nn.Module):
 
     def importance_weighted_bound(self, x, num_samples):
         """Return the bound from `num_samples` draws of z per example: (B, X) -> (B,)."""
-        _check_batch(x, self.encoder, self.decoder)
+        check_batch(x, self)
+        if num_samples < 1:
+            raise ValueError(f"num_samples = {num_samples} must be at least 1")
         posterior = self.encoder(x)
         z = posterior.rsample((num_samples,))  # (S, B, Z)
         return objectives.importance_weighted_bound(x, z, posterior, self.decoder(z), self.prior)
 
     def reconstruct(self, x):
         """Return the likelihood's mean at the posterior's mean: (B, X) -> (B, X)."""
+        check_batch(x, self)
         return self.decoder(self.encoder(x).mean).mean
 
     def sample(self, num, mean=False):
@@ -93,6 +103,9 @@ def active_latents(vae, x):
 
     The others stay at the prior and say nothing of x   [Burda et al. 2016, section 5.1, a variance of 0.01].
     """
+    check_batch(x, vae)
+    if len(x) < 2:
+        raise ValueError("one example has no spread; give at least two")
     with torch.no_grad():
         return (vae.encoder(x).mean.std(0) > 0.1).nonzero().squeeze(1)
 
@@ -118,7 +131,7 @@ class SemiSupervisedVAE(nn.Module):
         return Categorical(logits=self.label_logits, validate_args=False)
 
     def _check(self, x, y=None):
-        _check_batch(x, self.encoder, self.decoder)
+        check_batch(x, self)
         if y is None:
             return
         num_classes = self.classifier.num_classes
@@ -154,6 +167,7 @@ class SemiSupervisedVAE(nn.Module):
 
     def classify(self, x):
         """Return the most probable label under q(y|x): (B, X) -> (B,)."""
+        self._check(x)
         return self.classifier.classify(x)
 
     def reconstruct(self, x):
@@ -181,12 +195,13 @@ class StackedSemiSupervisedVAE(nn.Module):
 
     def features(self, x):
         """Return mean and standard deviation of q(z1|x), side by side: (B, X) -> (B, 2A)."""
+        check_batch(x, self.m1)
         with torch.no_grad():
             posterior = self.m1.encoder(x)
             return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
 
     def _elbo(self, x, elbo_of_latents):
-        _check_batch(x, self.m1.encoder, self.m1.decoder)
+        check_batch(x, self.m1)
         posterior = self.m1.encoder(x)
         z = posterior.rsample()  # (B, Z)
         of_latents = elbo_of_latents(z[:, self.active])

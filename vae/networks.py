@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
+from vae.data import check_pixels
 from vae.likelihoods import ContinuousBernoulli, IndependentBernoulli, OptimalNormal
 
 
@@ -70,14 +71,7 @@ class BernoulliDecoder(nn.Module):
         """Return the likelihood of x. Unvalidated, so that grey pixels get their expected log-likelihood as well."""
         return IndependentBernoulli(self.network(z, y))
 
-    @staticmethod
-    def check(x):
-        """Raise ValueError unless every value is a number in [0, 1]."""
-        low, high = x.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"pixels must lie in [0, 1], but these span [{low:g}, {high:g}]; divide 8-bit images by 255"
-            )
+    check = staticmethod(check_pixels)
 
 
 class ContinuousBernoulliDecoder(BernoulliDecoder):

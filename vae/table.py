@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from vae.files import atomic_path
 from vae.jobs import load_result
 from vae.plotting import DIGIT_COLORS, WIDTH
-from vae.sweep import RESULT_KEYS
+from vae.sweep import RESULT_KEYS, Cell
 
 RESULTS = Path("results/ssl")
 BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
@@ -46,12 +46,15 @@ COLORS = dict(zip(("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp"), 
 def read_results(folder=RESULTS, names=NAMES):
     """Return {method: {labels: [result, …]}}, methods in the order of `names`, splits in theirs.
 
-    Raises ValueError, with its path, for a file that is no result.
+    Raises ValueError, with its path, for a file that is no result, or one of another name.
     """
     cells = defaultdict(dict)
     for path in folder.glob("*.json"):
         result = load_result(path, RESULT_KEYS)
-        cells[result["method"], result["labels"]][result["split"]] = result
+        cell = Cell(*(result[field] for field in Cell._fields))
+        if path.stem != str(cell):
+            raise ValueError(f"{path} is the result of {cell}; delete it and run python -m vae.sweep")
+        cells[cell.method, cell.labels][cell.split] = result
     return {
         name: {n: [c[s] for s in sorted(c)] for (m, n), c in sorted(cells.items()) if m == name}
         for name in names

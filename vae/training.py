@@ -1,8 +1,8 @@
 """One plain training loop for every model: progress, history, exact resume, a clear stop at a non-finite loss."""
 
 import math
-import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -27,10 +27,12 @@ def fit(
 
     Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
     """
+    if epochs < 1:
+        raise ValueError(f"epochs = {epochs} must be at least 1")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
     settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16, **(settings or {})}
-    run = _Run(settings, model, optimizer, schedule, batches.generator)
+    run = _Run(name, settings, model, optimizer, schedule, batches.generator)
     history = run.resume(Path(checkpoint)) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
         for epoch in range(len(history), epochs):
@@ -70,10 +72,14 @@ def error(classify, images, labels):
 def load_checkpoint(path):
     """Return the state that `fit` saved at `path`. Executes nothing from it. ValueError if it is no such file."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if zipfile.ZipFile(file).testzip():
+                raise ValueError("its checksum is wrong")  # which torch.load does not look at
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path} is not a readable checkpoint; delete it to start over") from error
     if not (isinstance(state, dict) and {"settings", "history", "model"} <= state.keys()):
         raise ValueError(f"{path} is not a checkpoint of vae.training.fit; delete it or choose another path")
@@ -125,24 +131,30 @@ def _check_finite(model, name, epoch):
 class _Run:
     """All that decides how training goes on, to be saved and restored: parameters, optimiser, schedule, generators."""
 
-    def __init__(self, settings, model, optimizer, schedule, generator):
-        self.settings, self.device, self.generator = settings, next(model.parameters()).device, generator
+    def __init__(self, name, settings, model, optimizer, schedule, generator):
+        self.name, self.settings = name, settings
+        self.device, self.generator = next(model.parameters()).device, generator
         self.parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
 
     def save(self, path, history):
         """Write the state to `path`, atomically."""
-        state = {"settings": self.settings, "history": history, "random": torch.get_rng_state()}
+        state = {"name": self.name, "settings": self.settings, "history": history, "random": torch.get_rng_state()}
         state |= {"batches": self.generator.get_state()} | {k: part.state_dict() for k, part in self.parts.items()}
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         with atomic_path(path) as partial:
-            torch.save(state, partial)
+            try:
+                torch.save(state, partial)
+            except RuntimeError as error:  # what torch.save raises on a full disk
+                raise OSError(str(error).splitlines()[0]) from error
 
     def resume(self, path):
         """Restore the state at `path`, if it is there, and return its history."""
         if not path.exists():
             return []
         state = load_checkpoint(path)
+        if state.get("name", self.name) != self.name:
+            raise ValueError(f"{path} holds the run {state['name']!r}, not {self.name!r}; delete it to start over")
         if state["settings"] != self.settings:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
