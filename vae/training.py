@@ -17,9 +17,7 @@ def fit(
 ):
     """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
 
-    The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and moves the first momentum
-    the other way.
-
+    The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and the momentum inversely.
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
     With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit for bit; a finished run is
     taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
