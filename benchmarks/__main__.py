@@ -5,7 +5,6 @@ Numbers of one run belong together: its cases took turns. Those of two runs on a
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from benchmarks.report import throughput
 from benchmarks.run import Bench
 from benchmarks.steps import PEERS, WHAT, installed
 from vae.files import atomic_path
+from vae.jobs import write_result
 
 
 def main(arguments=None):
@@ -35,8 +35,7 @@ def main(arguments=None):
 
 def write(result, plan, folder):
     """Write the result, and the figure, to their places or to `folder`."""
-    with atomic_path((folder or Path("results")) / "bench.json") as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, "bench", folder or Path("results"))
     figure = throughput(result["measurements"], plan.batches, THREADS)
     with atomic_path((folder or Path("_images")) / "throughput.png") as partial:
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})

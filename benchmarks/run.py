@@ -14,6 +14,7 @@ from benchmarks.plan import THREADS
 from benchmarks.report import HEADER, line
 from benchmarks.steps import installed
 from benchmarks.timing import median_ratio
+from vae import jobs
 
 SLOW_BF16 = 4  # times slower than fp32: beyond that, the processor only imitates bf16
 
@@ -28,10 +29,9 @@ def machine():
 
 
 def versions():
-    """Return the versions of Python, PyTorch and the peers that are installed."""
+    """Return the versions of Python, of the packages that all results depend on, and of the installed peers."""
     packages = {"pythae_m1": "pythae", "pyro_m2": "pyro-ppl"}
-    peers = {name: version(name) for what, name in packages.items() if installed(what)}
-    return {"python": platform.python_version(), "torch": torch.__version__, **peers}
+    return jobs.versions() | {name: version(name) for what, name in packages.items() if installed(what)}
 
 
 class Bench:
