@@ -1,6 +1,7 @@
 """What `python -m benchmarks` measures, in full or as a smoke run: groups of cases that take turns."""
 
 from dataclasses import dataclass
+from itertools import product
 
 from benchmarks.steps import PEERS, Case, installed
 
@@ -21,13 +22,15 @@ class Plan:
     scaling: tuple  # of what grows, the step, its batch, and the values
 
     def grid(self, only, dtypes):
-        """Return pairs of a number of threads and the cases that take turns. Peers stand beside fp32 on 2 threads."""
+        """Return pairs of a number of threads and the cases that take turns: all of one batch size.
+
+        Peers stand beside fp32 and bf16, themselves in fp32, on 2 threads.
+        """
         groups = []
-        for threads in (THREADS, 1):
-            for dtype in dtypes:
-                peers = threads == THREADS and dtype == "fp32"
-                names = [what for what in only if installed(what) and (peers or what not in PEERS)]
-                groups += [(threads, [Case(what, batch, dtype) for what in names]) for batch in self.batches]
+        for threads, batch in product((THREADS, 1), self.batches):
+            cases = [Case(what, batch, dtype) for dtype in dtypes for what in only if installed(what)]
+            beside = PEERS if threads == THREADS else ()
+            groups += [(threads, [c for c in cases if c.what not in PEERS or (c.what in beside and c.dtype == "fp32")])]
         large = {case: None for pair in self.ratios().values() for case in pair if case.batch == self.large_batch}
         groups += [(THREADS, [case for case in large if case.what in only and installed(case.what)])]
         return [(threads, cases) for threads, cases in groups if cases]
@@ -52,10 +55,14 @@ class Plan:
 
     def ratios(self):
         """Return pairs of cases whose times are compared: that of the second over that of the first."""
+        m1, m1_bf16, m2, m2_bf16 = (Case(w, self.batch, d) for w in ("m1", "m2_exact") for d in ("fp32", "bf16"))
+        pythae, pyro = (Case(what, self.batch) for what in ("pythae_m1", "pyro_m2"))
         topk, topk_bf16 = (Case("m2_topk", self.large_batch, dtype) for dtype in ("fp32", "bf16"))
         return {
-            "m1_vs_pythae": (Case("m1", self.batch), Case("pythae_m1", self.batch)),
-            "m2_exact_vs_pyro": (Case("m2_exact", self.batch), Case("pyro_m2", self.batch)),
+            "m1_vs_pythae": (m1, pythae),
+            "m1_bf16_vs_pythae": (m1_bf16, pythae),
+            "m2_exact_vs_pyro": (m2, pyro),
+            "m2_exact_bf16_vs_pyro": (m2_bf16, pyro),
             "m2_topk_vs_pyro": (topk, Case("pyro_m2", self.large_batch)),
             "m2_topk_bf16_vs_pyro": (topk_bf16, Case("pyro_m2", self.large_batch)),
         }

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from vae import methods
 from vae.data import binarize
-from vae.methods import ABLATIONS, SETTINGS, settings_of
+from vae.methods import MORE, SETTINGS, UNDONE, settings_of
 
 
 @pytest.mark.parametrize("method", SETTINGS)
@@ -17,13 +17,23 @@ def test_a_smoke_run_has_at_most_one_epoch_of_each_stage_and_else_the_same_setti
     assert {"epochs": {}, **smoke} == {**full, "epochs": {stage: min(epochs, 1) for stage, epochs in stages.items()}}
 
 
-def test_each_ablation_undoes_one_thing_and_the_naive_m2_all_of_them():
+def changed_in(variants):
     chosen = SETTINGS["m2"]
-    changed = {name: {k for k in chosen if SETTINGS[name][k] != chosen[k]} for name in ABLATIONS}
+    return {name: {k for k, value in SETTINGS[name].items() if value != chosen.get(k)} for name in variants}
+
+
+def test_each_ablation_undoes_one_thing_and_the_naive_m2_all_of_them():
+    changed = changed_in(UNDONE)
     everything = changed.pop("m2_naive")
     assert all(len(keys) == 1 for keys in changed.values())
     assert everything == set.union(*changed.values())
-    assert all(SETTINGS[name].keys() == chosen.keys() for name in ABLATIONS)
+    assert all(SETTINGS[name].keys() == SETTINGS["m2"].keys() for name in UNDONE)
+
+
+def test_the_other_variants_change_one_thing_and_add_to_it():
+    assert changed_in(MORE) == {"m2_longer": {"epochs"}, "m2_bf16": {"bf16"}}
+    longer, chosen = SETTINGS["m2_longer"]["epochs"], SETTINGS["m2"]["epochs"]
+    assert longer == chosen | {"released": 5 * chosen["released"]}
 
 
 @pytest.mark.parametrize("method", ["m1mlp", "m1m2"])

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from vae import methods, stages
+from vae.data import binarize
 from vae.methods import SETTINGS
 
 
@@ -73,7 +74,7 @@ def test_labels_train_the_last_layer_alone_on_m1_and_all_layers_from_scratch(met
     monkeypatch.setattr(stages, "fit_labels", labels_only)
     monkeypatch.setattr(methods, "fit_labels", labels_only)
     with pytest.raises(Stopped):
-        methods.METHODS_AND_ABLATIONS[method](task(method))
+        methods.METHODS_AND_VARIANTS[method](task(method))
     layers = ["network.first", "network.rest.1", "network.rest.3"]
     expected = layers if method == "m2_from_scratch" else layers[-1:]
     assert trained == [f"{layer}.{part}" for layer in expected for part in ("weight", "bias")]
@@ -103,3 +104,12 @@ def test_an_m1_that_says_nothing_is_no_start_for_m1m2(task):
     problem.m1.encoder.network.rest[-1].weight.data.zero_()
     with pytest.raises(ValueError, match="train it longer"):
         stages.build_m1m2(problem.settings, problem.m1, problem.mnist.train_images)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("m2", torch.float32), ("m2_bf16", torch.bfloat16)])
+def test_the_variant_in_bfloat16_computes_its_layers_so(method, dtype, task):
+    here, dtypes = task(method), set()
+    model = stages.build_m2(here.settings, here.m1)
+    model.decoder.network.rest[-1].register_forward_hook(lambda layer, x, output: dtypes.add(output.dtype))
+    stages.train_m2(model, here.batches(here.mnist.train_images, binarize), here.settings, here.state)
+    assert dtypes == {dtype}

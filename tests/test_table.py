@@ -8,18 +8,18 @@ import matplotlib.pyplot as plt
 import pytest
 
 from vae import table
-from vae.methods import ABLATIONS, METHODS
+from vae.methods import METHODS, VARIANTS
 from vae.table import (
-    ABLATION_NAMES,
     BEGIN,
     COLORS,
     END,
     NAMES,
     PAPER,
-    ablations_markdown,
+    VARIANT_NAMES,
     markdown,
     read_results,
     replace_table,
+    variants_markdown,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -47,21 +47,21 @@ def test_table_holds_mean_and_standard_deviation_and_number_of_splits(folder):
     assert len(lines) == 6
 
 
-def test_ablations_stand_beside_m2_on_the_same_draws(folder):
+def test_variants_stand_beside_m2_on_the_same_draws(folder):
     for split, error in enumerate((20, 24)):
         result = {"method": "m2_one_layer", "labels": 100, "split": split, "test_error": error, "valid_error": 0}
         result |= {"cpu_minutes": 3, "updates": 0, "settings": {}}
         (folder / f"m2_one_layer-100-{split}.json").write_text(json.dumps(result))
         (folder / f"m2_naive-600-{split}.json").write_text(json.dumps(result | {"method": "m2_naive", "labels": 600}))
-    assert ablations_markdown(read_results(folder, ABLATION_NAMES)).splitlines()[2:] == [
-        f"| {ABLATION_NAMES['m2_one_layer']} | **22.00 ± 2.83** (2) | 9.00 ± 1.41 | 3.0 |"
+    assert variants_markdown(read_results(folder, VARIANT_NAMES)).splitlines()[2:] == [
+        f"| {VARIANT_NAMES['m2_one_layer']} | **22.00 ± 2.83** (2) | 9.00 ± 1.41 | 3.0 |"
     ]
     assert len(markdown(read_results(folder)).splitlines()) == 6  # and not in the table
 
 
-def test_every_method_and_every_ablation_has_a_name():
+def test_every_method_and_every_variant_has_a_name():
     assert NAMES.keys() == COLORS.keys() == METHODS.keys()
-    assert ABLATION_NAMES.keys() == {"m2", *ABLATIONS}
+    assert VARIANT_NAMES.keys() == {"m2", *VARIANTS}
 
 
 def test_main_writes_the_table_and_the_figure(folder, tmp_path, monkeypatch):

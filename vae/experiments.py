@@ -79,6 +79,9 @@ for variance, change in VARIANCES.items():
 for scale, seeds in (("pixel", 10), ("example", 20)):
     decoder = {"kind": "Gaussian", "scale": scale}
     RUNS |= _of_seeds(f"toy-{scale}", seeds, _TOY | {"decoder": decoder, "epochs": {"elbo": 40}})
+for precision in ("fp32", "bf16"):
+    short = {"epochs": {"elbo": 12}, "samples": {"per_image": 100, "images": 1000}, "bf16": precision == "bf16"}
+    RUNS |= _of_seeds(f"precision-{precision}", 5, _DEEP | short)
 _TIGHT = {"decoder": {"kind": "Gaussian", "scale": "example"}, "epochs": {"iwae": 100}, "iwae_samples": 5}
 RUNS |= _of_seeds("toy-iwae", 5, _TOY | _TIGHT)
 RESULT_KEYS = {"name", "seed", "diverged", "curve", "updates", "cpu_minutes"}

@@ -13,16 +13,16 @@ class _BernoulliLogProb(torch.autograd.Function):
     """Σ_d [x_d l_d − log(1 + exp(l_d))] over the last dimension of logits l (…, D), for x that broadcasts to it.
 
     log(1 + e^l) = max(l, 0) − log σ(|l|), and a sum of logarithms is the logarithm of a product. So there is one
-    exponential for each element, forward and backward, and one logarithm for 112, of a product of at least 2^−112.
+    exponential for each element, forward and backward, and one logarithm for at most 112, of a product ≥ 2^−112.
     """
 
     @staticmethod
     def forward(ctx, logits, x):
         probs = logits.sigmoid()
         ctx.save_for_backward(probs, x)
-        linear = (x * logits).sub_(logits.clamp(min=0)).sum(-1)
-        certain = (1 - probs).maximum(probs)  # σ(|l|)
-        return linear + sum(part.prod(-1).log() for part in certain.split(112, -1))
+        linear = (x * logits).sub_(logits.relu()).sum(-1)
+        certain = (probs - 0.5).abs_().add_(0.5)  # σ(|l|)
+        return linear + certain.unflatten(-1, (-1, math.gcd(certain.shape[-1], 112))).prod(-1).log().sum(-1)
 
     @staticmethod
     @once_differentiable

@@ -51,15 +51,18 @@ SETTINGS = {
 }
 
 # M2 with one thing undone, each, and with all of them undone.
-ABLATIONS = {
+UNDONE = {
     "m2_small_columns": {"label_scale": 0.1},
     "m2_unstopped": {"epochs": {"labels": 2, "stopped": 0, "released": 18}},
     "m2_from_scratch": {"classifier_from_m1": False},
     "m2_one_layer": {"hidden_dims": [500]},
     "m2_weak_labels": {"alpha": 0.1},
 }
-ABLATIONS["m2_naive"] = {key: value for change in ABLATIONS.values() for key, value in change.items()}
-SETTINGS |= {name: SETTINGS["m2"] | change for name, change in ABLATIONS.items()}
+UNDONE["m2_naive"] = {key: value for change in UNDONE.values() for key, value in change.items()}
+# And with one thing more.
+MORE = {"m2_longer": {"epochs": {"labels": 2, "stopped": 3, "released": 75}}, "m2_bf16": {"bf16": True}}
+VARIANTS = UNDONE | MORE
+SETTINGS |= {name: SETTINGS["m2"] | change for name, change in VARIANTS.items()}
 
 
 def settings_of(method, smoke=False):
@@ -164,4 +167,4 @@ def m1m2(task):
 
 
 METHODS = {function.__name__: function for function in (mlp, m1mlp, m1knn, m1svm, m1spread, m2, m1m2)}
-METHODS_AND_ABLATIONS = METHODS | dict.fromkeys(ABLATIONS, m2)
+METHODS_AND_VARIANTS = METHODS | dict.fromkeys(VARIANTS, m2)

@@ -21,7 +21,10 @@ M1_SETTINGS = {"z_dim": 10, "hidden_dims": [500, 500], "epochs": 40, "lr": 2e-3,
 
 
 def fit_stage(loss_fn, model, batches, stage, settings, state, evaluate=dict):
-    """Train one stage for its epochs, which may be 0, and return its history, with the CPU time of each epoch."""
+    """Train one stage for its epochs, which may be 0, and return its history, with the CPU time of each epoch.
+
+    `settings` hold the epochs of every stage, "lr", and "bf16" where that is so.
+    """
     epochs, lr, last = settings["epochs"][stage], settings["lr"], time.process_time()
     if epochs == 0:
         return []
@@ -31,7 +34,7 @@ def fit_stage(loss_fn, model, batches, stage, settings, state, evaluate=dict):
         before, last = last, time.process_time()
         return {"cpu_seconds": last - before, **evaluate()}
 
-    where = {"checkpoint": state / f"{stage}.pt", "name": stage}
+    where = {"checkpoint": state / f"{stage}.pt", "name": stage, "bf16": settings.get("bf16", False)}
     watched = {"evaluate": cpu_seconds_and_more, "settings": {"method": settings}}
     return fit(loss_fn, model, batches, epochs=epochs, lr=lr, **watched, **where)
 
