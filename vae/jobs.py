@@ -8,6 +8,7 @@ import shutil
 from functools import cache
 from importlib.metadata import version
 
+import joblib
 import torch
 
 from vae.data import MNIST_MD5, embedded_mnist, load_mnist
@@ -56,7 +57,8 @@ def run_job(name, settings, compute, results, state):
     log, until the result is written. A second process that wants the same job waits, and finds the first one's result.
     """
     torch.set_num_threads(1)
-    with _explained_errors(name, state):
+    # What scikit-learn runs in parallel would be handed to Dask again, whose worker may wait for itself then.
+    with joblib.parallel_config("sequential"), _explained_errors(name, state):
         folder, locks = state / name, state / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / name, "w") as lock:
