@@ -50,7 +50,7 @@ SETTINGS = {
     },
 }
 
-# M2 with one thing undone, each, and with all of them undone.
+# The method that starts the name, with one thing undone, and with all of them undone.
 UNDONE = {
     "m2_small_columns": {"label_scale": 0.1},
     "m2_unstopped": {"epochs": {"labels": 2, "stopped": 0, "released": 18}},
@@ -60,9 +60,13 @@ UNDONE = {
 }
 UNDONE["m2_naive"] = {key: value for change in UNDONE.values() for key, value in change.items()}
 # And with one thing more.
-MORE = {"m2_longer": {"epochs": {"labels": 2, "stopped": 3, "released": 75}}, "m2_bf16": {"bf16": True}}
+MORE = {
+    "m2_longer": {"epochs": {"labels": 2, "stopped": 3, "released": 75}},
+    "m1m2_longer": {"epochs": {"labels": 2, "stopped": 6, "released": 6, "joint": 64}},
+    "m2_bf16": {"bf16": True},
+}
 VARIANTS = UNDONE | MORE
-SETTINGS |= {name: SETTINGS["m2"] | change for name, change in VARIANTS.items()}
+SETTINGS |= {name: SETTINGS[name.partition("_")[0]] | change for name, change in VARIANTS.items()}
 
 
 def settings_of(method, smoke=False):
@@ -167,4 +171,4 @@ def m1m2(task):
 
 
 METHODS = {function.__name__: function for function in (mlp, m1mlp, m1knn, m1svm, m1spread, m2, m1m2)}
-METHODS_AND_VARIANTS = METHODS | dict.fromkeys(VARIANTS, m2)
+METHODS_AND_VARIANTS = METHODS | {name: METHODS[name.partition("_")[0]] for name in VARIANTS}

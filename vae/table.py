@@ -29,7 +29,9 @@ NAMES = {
     "m1svm": "M1 + SVM",
     "m1spread": "M1 + label spreading",
     "m2": "M2",
+    "m2_longer": "M2, 75 epochs after the release instead of 15",
     "m1m2": "M1+M2",
+    "m1m2_longer": "M1+M2, 64 joint epochs instead of 16",
 }
 VARIANT_NAMES = {
     "m2": "as it is",
@@ -39,7 +41,7 @@ VARIANT_NAMES = {
     "m2_from_scratch": "the classifier from scratch instead of with M1's layers",
     "m2_weak_labels": "α = 0.1 N, as in the paper, instead of N",
     "m2_naive": "all five: M2 trained naively",
-    "m2_longer": "75 epochs after the release instead of 15",
+    "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }
 COLORS = dict(zip(("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp"), DIGIT_COLORS, strict=False))
@@ -117,9 +119,12 @@ def _error_bars(axis, errors, **appearance):
 
 
 def errors_against_labels(results):
-    """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's."""
+    """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's.
+
+    The longer runs, of one number of labels only, are left to the table.
+    """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
-    for method, cells in results.items():
+    for method, cells in ((method, cells) for method, cells in results.items() if method in COLORS):
         style = {"color": COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2") else 1.2}
         _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
         if method in PAPER:
