@@ -130,7 +130,7 @@ def check_pixels(x):
 def binarize(images, generator):
     """Draw each pixel from Bernoulli(its intensity): again for every batch of training, once to evaluate."""
     check_pixels(images)
-    return (torch.rand(images.shape, generator=generator, device=images.device) < images).float()
+    return torch.rand(images.shape, generator=generator, device=images.device).lt_(images)
 
 
 def dequantize(images, generator):
@@ -199,7 +199,7 @@ class Batches:
 
     def __iter__(self):
         for index in _shuffled_rows(len(self.rows), self.batch_size, self.generator):
-            yield self.transform(self.rows[index], self.generator)
+            yield self.transform(self.rows.index_select(0, index), self.generator)
 
 
 class SemiSupervisedBatches:

@@ -33,7 +33,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(in_dim, first)
         self.label_column = nn.Embedding(num_classes, first) if num_classes else None
         widths = pairwise([*hidden_dims, out_dim])
-        self.rest = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(), nn.Linear(a, b))))
+        self.rest = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(inplace=True), nn.Linear(a, b))))
 
     def forward(self, x, y=None):
         """Map (B, X) to (B, out_dim), or, with labels of shape (K, 1) or (K, B) instead of (B,), to (K, B, out_dim)."""
