@@ -145,8 +145,10 @@ def test_a_smoke_run_leaves_file_and_figure(tmp_path, monkeypatch, capsys):
     main([])
     result = json.loads((tmp_path / "preview/smoke/bench.json").read_text())
     ratios = {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
-    ratios |= {"m1_vs_pythae"} if installed("pythae_m1") else set()
-    ratios |= {"m2_exact_vs_pyro", "m2_topk_vs_pyro", "m2_topk_bf16_vs_pyro"} if installed("pyro_m2") else set()
+    output = capsys.readouterr().out
+    beside_bf16 = set() if "LEFT OUT: bf16" in output else {"m1_bf16_vs_pythae", "m2_exact_bf16_vs_pyro"}
+    peers = {"m1_vs_pythae", "m2_exact_vs_pyro", "m2_topk_vs_pyro", "m2_topk_bf16_vs_pyro"} | beside_bf16
+    ratios |= {name for name in peers for what in PEERS if name.endswith(PEERS[what]) and installed(what)}
     assert result["ratios"].keys() == ratios
     assert all(0 < ratio < math.inf for ratio in result["ratios"].values())
     assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
@@ -155,7 +157,6 @@ def test_a_smoke_run_leaves_file_and_figure(tmp_path, monkeypatch, capsys):
     assert result.keys() >= {"gemm", "bandwidth", "scaling", "machine", "versions"}
     assert [r["num_classes"] for r in result["scaling"]["num_classes"]] == [2, 4]
     assert matplotlib.image.imread(tmp_path / "preview/smoke/throughput.png").shape[1] == pytest.approx(1008, abs=2)
-    output = capsys.readouterr().out
     assert all((f"LEFT OUT: {what}" in output) != installed(what) for what in PEERS)
 
 
