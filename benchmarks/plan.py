@@ -10,7 +10,7 @@ THREADS = 2  # for all that is not measured with 1 as well
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes. `batch` is that of the ratios, `large_batch` that of the last of them."""
+    """Sizes. `batch` is that of the ratios, `large_batch` that of those of the top-k estimate."""
 
     batches: tuple
     batch: int

@@ -162,3 +162,9 @@ def test_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normalise
     assert_close(likelihood.log_prob(x), expected)
     with pytest.raises(ValueError, match="divide 8-bit images by 255"):
         decoder.check(torch.tensor([[2.0]]))
+
+
+@pytest.mark.parametrize("scale", [1.0, "global", "optimal"])
+def test_scale_limits_are_refused_where_no_scale_is_a_function_of_z(scale):
+    with pytest.raises(ValueError, match="no use for scale_limits"):
+        GaussianDecoder(2, 3, [4], scale=scale, scale_limits=[0.1, 1])

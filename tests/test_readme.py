@@ -1,6 +1,7 @@
 """The README's numbers are those of the committed results."""
 
 import json
+import re
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -41,6 +42,13 @@ def test_the_gap_to_the_true_density(name, digits):
     results = runs(name)
     gaps = [result["truth"] - result["test_log_likelihood"] for result in results]
     assert f"{spread(gaps, digits)} ({len(results)} seeds)" in README
+
+
+def test_the_bound_of_the_two_dimensional_model_is_that_of_the_notebook():
+    notebook = (ROOT / "trainer_VAE.ipynb").read_text()
+    for images in ("binarised", "grey"):
+        printed = re.search(rf"ELBO, {images} test images +-(\d+\.\d+)", notebook)[1]
+        assert re.search(rf"{images}.*\| (\*\*)?−{printed}(\*\*)? \|", README)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

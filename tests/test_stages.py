@@ -106,6 +106,12 @@ def test_an_m1_that_says_nothing_is_no_start_for_m1m2(task):
         stages.build_m1m2(problem.settings, problem.m1, problem.mnist.train_images)
 
 
+@pytest.mark.parametrize("hidden_dims", [[500], [500, 400], [500, 500, 500]])
+def test_a_classifier_takes_over_all_of_m1s_hidden_layers_or_none(hidden_dims, m1):
+    with pytest.raises(ValueError, match="cannot take over"):
+        stages.classifier_from_m1(m1, hidden_dims)
+
+
 @pytest.mark.parametrize(("method", "dtype"), [("m2", torch.float32), ("m2_bf16", torch.bfloat16)])
 def test_the_variant_in_bfloat16_computes_its_layers_so(method, dtype, task):
     here, dtypes = task(method), set()

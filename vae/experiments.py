@@ -70,7 +70,6 @@ def _of_seeds(name, num, settings):
 RUNS = {
     "mnist-50": _DEEP | {"epochs": {"warm_up": 12, "elbo": 300}},
     "mnist-50-iwae": _DEEP | {"start": "mnist-50", "epochs": {"iwae": 5}, "iwae_samples": 20, "lr": 1e-3},
-    "mnist-2": _BINARY | {"z_dim": 2, "hidden_dims": [500, 500], "epochs": {"elbo": 200}},
 }
 for n in LATENTS:
     RUNS[f"latents-{n}"] = _BINARY | {"z_dim": n, "hidden_dims": [500], "epochs": {"elbo": 24}}
@@ -174,6 +173,7 @@ def measure(name, models, smoke=False):
 
 
 def _measured(vae, test, settings):
+    """Return bounds and estimates; log p(x), which takes longer, is of fewer rows than the bound, evenly spread."""
     samples, images = settings["samples"]["per_image"], settings["samples"]["images"]
     rows = test[:: max(1, len(test) // images)]
     mean, standard_error = mean_and_standard_error(
@@ -197,12 +197,17 @@ def run(name, results, state, smoke=False):
     return run_job(name, settings, lambda folder: measure(name, state / "models", smoke), results, state)
 
 
+def runs_of(name):
+    """Return the names of the runs that `name` stands for: itself, or a group's, such as toy, toy-iwae or latents."""
+    return [name] if name in RUNS else [run for run in RUNS if run.startswith(f"{name}-")]
+
+
 def read_results(name, folder=RESULTS):
-    """Return the results of the runs `name`-0, `name`-1, … or, if it is a run itself, of `name`, in a list.
+    """Return the results of the runs that `name` stands for, in a list.
 
     Raises ValueError, with what to do, where one of them is missing.
     """
-    names = [run for run in RUNS if run == name or (run.startswith(f"{name}-") and run[len(name) + 1 :].isdigit())]
+    names = runs_of(name)
     missing = [run for run in names if not (folder / f"{run}.json").exists()]
     if missing or not names:
         raise ValueError(
@@ -223,10 +228,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     root = Path("preview/smoke" if SMOKE else ".")
     results, state = (root / RESULTS).absolute(), (root / "checkpoints/experiments").absolute()
-    prefixes = tuple(f"{name}-" for name in options.names if name not in RUNS)
-    names = [name for name in RUNS if not options.names or name in options.names or name.startswith(prefixes)]
-    if not names:
-        parser.error(f"no run is called {options.names}")
+    unknown = [name for name in options.names if not runs_of(name)]
+    if unknown:
+        parser.error(f"no run is called {unknown}")
+    names = list(dict.fromkeys(run for name in options.names or RUNS for run in runs_of(name)))
     missing = [name for name in names if finished_result(name, settings_of(name, SMOKE), results) is None]
     print(f"{len(names) - len(missing)} of {len(names)} results are there, {len(missing)} to go", flush=True)
     parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered", pre_dispatch="all", batch_size=1)

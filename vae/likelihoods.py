@@ -38,7 +38,7 @@ class IndependentBernoulli(Independent):
         super().__init__(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
     def log_prob(self, value):
-        """Return log p(value) in nats: (…, D) -> (…), once differentiable in the logits; ValueError if in `value`."""
+        """Return log p(value) in nats: (…, D) -> (…), once differentiable in the logits, not in `value`."""
         if value.requires_grad:
             raise ValueError("log_prob has no gradient in the pixels; detach them")
         return _BernoulliLogProb.apply(self.base_dist.logits, value)

@@ -24,7 +24,7 @@ def marginalize(bound, label_posterior, chunk_size=None):
     """All K labels in one pass: labels of shape (K, 1) make `bound` return (K, B). Returns (B,).
 
     With `chunk_size`, so many labels in a pass. No more than that is kept in memory, because what the gradient needs is
-    computed again for it: for 200 labels, a sixth of the memory in one and a half times the time.
+    computed again for it, which takes about half as long again.
     """
     probs = _probs(label_posterior)  # (B, K)
     labels = torch.arange(probs.shape[-1], device=probs.device).unsqueeze(1)  # (K, 1)

@@ -50,7 +50,7 @@ SETTINGS = {
     },
 }
 
-# The method that starts the name, with one thing undone, and with all of them undone.
+# Variants of the method that starts the name. First, with one thing undone; then with all, also summed exactly.
 UNDONE = {
     "m2_small_columns": {"label_scale": 0.1},
     "m2_unstopped": {"epochs": {"labels": 2, "stopped": 0, "released": 18}},
@@ -59,7 +59,8 @@ UNDONE = {
     "m2_weak_labels": {"alpha": 0.1},
 }
 UNDONE["m2_naive"] = {key: value for change in UNDONE.values() for key, value in change.items()}
-# And with one thing more.
+UNDONE["m2_naive_exact"] = UNDONE["m2_naive"] | {"k": 9}  # nine labels summed; the only other one stands for itself
+# With one thing more.
 MORE = {
     "m2_longer": {"epochs": {"labels": 2, "stopped": 3, "released": 75}},
     "m1m2_longer": {"epochs": {"labels": 2, "stopped": 6, "released": 6, "joint": 64}},

@@ -113,8 +113,8 @@ def active_latents(vae, x):
 class SemiSupervisedVAE(nn.Module):
     """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
 
-    [2, sections 2 and 3.1.2]. Wherever a label is taken, y of shape (B,) gives one label to each image, and y of shape
-    (K, 1) or (K, B) gives K of them, the same or others for each image, at one 784-wide product per image.
+    [2, sections 2 and 3.1.2]. Labels y of shape (B,) give one to each image, and (K, 1) gives all K to each, at one
+    784-wide product per image in the encoder. Encoder and decoder also take (L, B): L labels, others for each image.
     """
 
     def __init__(self, encoder, decoder, classifier):

@@ -90,7 +90,9 @@ class GaussianDecoder(nn.Module):
     - "optimal": one for everything, in closed form: σ² is the mean squared error, at which the likelihood is largest
       (Rybkin et al. 2021, equation 5). In training it is the batch's; a running mean of it is kept for evaluation
     - "example": one for each z, learned as a function of it
-    - "pixel": one for each dimension and z, learned as a function of z, and kept between the two `scale_limits`
+    - "pixel": one for each dimension and z, learned as a function of z
+
+    The last two are kept between the two `scale_limits`, if there are any.
 
     A single scale, as in probabilistic PCA, cannot explain the data's spread in one dimension by noise and in another
     by z. A scale for each dimension can, and then z may go unused; and wherever the data have no spread at all it falls
@@ -102,6 +104,8 @@ class GaussianDecoder(nn.Module):
         super().__init__()
         if isinstance(scale, str) and scale not in ("global", "optimal", "example", "pixel"):
             raise ValueError(f"scale = {scale!r} must be a number, 'global', 'optimal', 'example' or 'pixel'")
+        if scale_limits and scale not in ("example", "pixel"):
+            raise ValueError(f"scale = {scale!r} has no use for scale_limits; they are for 'example' and 'pixel'")
         self.x_dim, self.scale, self.scale_limits = x_dim, scale, scale_limits
         num_scales = {"example": 1, "pixel": x_dim}.get(scale, 0)
         self.network = MLP(z_dim, hidden_dims, x_dim + num_scales, num_classes)

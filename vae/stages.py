@@ -52,10 +52,16 @@ def train_m1(mnist, checkpoint, smoke=False):
 
 
 def classifier_from_m1(m1, hidden_dims):
-    """Return a classifier that starts with the hidden layers of M1's encoder, trained without labels."""
+    """Return a classifier that starts with the hidden layers of M1's encoder, trained without labels.
+
+    Raises ValueError if M1's encoder has other hidden layers.
+    """
     classifier = Classifier(784, 10, hidden_dims)
     *hidden, _, _ = m1.encoder.network.state_dict().items()  # all but the last layer's weight and bias
-    classifier.network.load_state_dict(dict(hidden), strict=False)
+    own = list(classifier.network.state_dict().items())[:-2]
+    if [(name, value.shape) for name, value in own] != [(name, value.shape) for name, value in hidden]:
+        raise ValueError(f"a classifier with hidden_dims = {hidden_dims} cannot take over this M1's hidden layers")
+    classifier.network.load_state_dict(dict(hidden), strict=False)  # all but the last layer
     return classifier.to(m1.prior_mean.device)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from vae.data import labeled_split
 from vae.jobs import data_md5, finished_result, load_data, run_job, write_result
-from vae.methods import METHODS, METHODS_AND_VARIANTS, VARIANTS, Task, settings_of
+from vae.methods import METHODS, METHODS_AND_VARIANTS, MORE, UNDONE, Task, settings_of
 from vae.stages import train_m1
 from vae.training import error
 
@@ -125,7 +125,7 @@ def connect(address):
 def main(arguments=None):
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m vae.sweep", description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_VARIANTS, help="all; variants with 100 labels")
+    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_VARIANTS, help="all")
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
     parser.add_argument("--splits", type=int, default=SPLITS, help="draws of labels, 0 … SPLITS − 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
@@ -135,7 +135,8 @@ def main(arguments=None):
     results, state = (root / "results/ssl").absolute(), (root / "checkpoints/sweep").absolute()
     cells = [Cell(*cell) for cell in product(options.methods or METHODS, options.labels, range(options.splits))]
     if not options.methods:
-        cells += [Cell(*cell) for cell in product(VARIANTS, LABELS[:1], range(options.splits))]
+        cells += [Cell(*cell) for cell in product(MORE, LABELS[:1], range(options.splits))]
+        cells += [Cell(name, LABELS[0], 0) for name in UNDONE]
     if not missing_cells(cells, results, SMOKE):
         print(f"all {len(cells)} results are there")
         return

@@ -41,6 +41,7 @@ VARIANT_NAMES = {
     "m2_from_scratch": "the classifier from scratch instead of with M1's layers",
     "m2_weak_labels": "α = 0.1 N, as in the paper, instead of N",
     "m2_naive": "all five: M2 trained naively",
+    "m2_naive_exact": "the same, the sum over labels exact",
     "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }

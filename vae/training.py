@@ -21,9 +21,10 @@ def fit(
     Returns the history, one dict per epoch: the mean loss, and what `evaluate()`, a dict of floats, says after it.
     With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit for bit; a finished run is
     taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
-    the layers in bfloat16. The model ends in evaluation mode.
+    the layers in bfloat16 in training, not in `evaluate`. The model ends in evaluation mode.
 
-    Raises FloatingPointError as soon as a loss is not finite, ValueError for a checkpoint that is not of this run.
+    Raises FloatingPointError as soon as a loss, or a parameter after an epoch, is not finite, and ValueError for a
+    checkpoint that is not of this run.
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
