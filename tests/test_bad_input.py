@@ -6,7 +6,7 @@ from torch import nn
 
 from vae.data import Batches, SemiSupervisedBatches, binarize, check_labels, dequantize, labeled_split
 from vae.evaluation import elbo_terms, log_likelihood, mean_and_standard_error
-from vae.models import VAE, SemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
+from vae.models import VAE, SemiSupervisedVAE, SkipSemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
 from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder
 from vae.training import fit
 
@@ -18,17 +18,21 @@ def models():
     vae = VAE(Encoder(6, 2, [5]), BernoulliDecoder(2, 6, [5]))
     m2 = SemiSupervisedVAE(Encoder(6, 2, [5], 3), BernoulliDecoder(2, 6, [5], 3), Classifier(6, 3, [5]))
     of_latents = SemiSupervisedVAE(Encoder(2, 2, [5], 3), GaussianDecoder(2, 2, [5], 3), Classifier(2, 3, [5]))
-    return vae, m2, StackedSemiSupervisedVAE(vae, of_latents, torch.tensor([0, 1]))
+    both = torch.tensor([0, 1])
+    with_label = VAE(Encoder(6, 2, [5]), BernoulliDecoder(2, 6, [5], 3))
+    skips = SkipSemiSupervisedVAE(with_label, of_latents, both, Classifier(6, 3, [5]))
+    return vae, m2, StackedSemiSupervisedVAE(vae, of_latents, both), skips
 
 
 def doors():
     """Every function that takes images."""
-    vae, m2, stacked = models()
+    vae, m2, stacked, skips = models()
     of_vae = vae, vae.elbo, vae.reconstruct, lambda x: vae.importance_weighted_bound(x, 2)
     of_m2 = m2.unlabeled_elbo, m2.classify, m2.reconstruct, lambda x: m2.labeled_elbo(x, Y[: len(x)])
     of_both = stacked.unlabeled_elbo, stacked.classify, stacked.features
+    of_skips = skips.unlabeled_elbo, skips.classify, skips.features, lambda x: skips.labeled_elbo(x, Y[: len(x)])
     evaluations = (lambda x: elbo_terms(vae, x), lambda x: log_likelihood(vae, x, 2), lambda x: active_latents(vae, x))
-    return *of_vae, *of_m2, *of_both, *evaluations
+    return *of_vae, *of_m2, *of_both, *of_skips, *evaluations
 
 
 @pytest.mark.parametrize(

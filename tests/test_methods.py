@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from vae import methods
 from vae.data import binarize
-from vae.methods import MORE, SETTINGS, UNDONE, settings_of
+from vae.methods import MORE, SETTINGS, SKIPS, UNDONE, settings_of
 
 
 @pytest.mark.parametrize("method", SETTINGS)
@@ -37,10 +37,16 @@ def test_the_other_variants_change_one_thing():
         assert SETTINGS[f"{method}_longer"]["epochs"] == epochs | {stage: factor * epochs[stage]}
 
 
-@pytest.mark.parametrize("method", ["m1mlp", "m1m2"])
+def test_skips_change_the_model_and_the_length_of_its_stages():
+    assert changed_in(SKIPS) == {"m1m2_skips": {"skips", "epochs"}}
+    before, now = (SETTINGS[method]["epochs"] for method in ("m1m2", "m1m2_skips"))
+    assert now == before | {"labels of images": 2, "joint": 24}
+
+
+@pytest.mark.parametrize("method", ["m1mlp", "m1m2", "m1m2_skips"])
 def test_m1_stays_as_it_is(method, task, m1, embedded):
     before = {key: value.clone() for key, value in m1.state_dict().items()}
-    classify, _ = getattr(methods, method)(task(method))
+    classify, _ = methods.METHODS_AND_VARIANTS[method](task(method))
     assert classify(embedded.test_images).shape == (500,)
     for key, value in m1.state_dict().items():
         assert torch.equal(value, before[key])

@@ -1,5 +1,6 @@
 """The models: what they sample, refuse and learn from, against linear models that can be solved by hand."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,15 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from vae.data import two_gaussians
-from vae.models import VAE, AutoEncoder, SemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
+from vae.marginalization import marginalize, marginalize_loop
+from vae.models import (
+    VAE,
+    AutoEncoder,
+    SemiSupervisedVAE,
+    SkipSemiSupervisedVAE,
+    StackedSemiSupervisedVAE,
+    active_latents,
+)
 from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder, diagonal_normal
 
 
@@ -283,6 +292,60 @@ def test_m1m2_trains_both_models_on_pixels():
     for bound in (stacked.unlabeled_elbo, lambda x: stacked.labeled_elbo(x, torch.zeros(16).long())):
         with pytest.raises(ValueError, match="divide 8-bit images by 255"):
             bound(255 * torch.ones(16, 6))
+
+
+def skipping():
+    plain = stacked_on(Encoder(6, 3, [4]), [0, 2])
+    m1 = VAE(plain.m1.encoder, BernoulliDecoder(3, 6, [4], 5))
+    return SkipSemiSupervisedVAE(m1, plain.m2, plain.active, Classifier(6, 5, [4]))
+
+
+def seeded(function, *arguments):
+    torch.manual_seed(1)
+    return function(*arguments)
+
+
+def test_the_labelled_bound_with_skips_term_by_term():
+    """log p(x|y, z1) + log p(z1|y, z2) + log p(y) − KL(q(z2|z1, y) ‖ p(z2)) + H(q(z1|x)) − KL of the unused."""
+    model, x, y = skipping(), torch.rand(7, 6).bernoulli(), torch.arange(7) % 5
+    torch.manual_seed(1)
+    posterior = model.m1.encoder(x).base_dist
+    z, noise = posterior.rsample(), torch.randn(7, 2)
+    z1 = z[:, [0, 2]]
+    posterior2 = model.m2.encoder(z1, y)
+    z2 = posterior2.mean + posterior2.stddev * noise
+    expected = model.m1.decoder(z, y).log_prob(x) + model.m2.decoder(z2, y).log_prob(z1) - math.log(5)
+    expected -= 0.5 * (posterior2.mean**2 + posterior2.variance - 1 - posterior2.variance.log()).sum(1)
+    expected += (0.5 * math.log(2 * math.pi * math.e) + posterior.stddev[:, [0, 2]].log()).sum(1)
+    expected -= 0.5 * (posterior.mean**2 + posterior.variance - 1 - posterior.variance.log())[:, 1]
+    assert_close(seeded(model.labeled_elbo, x, y), expected)
+
+
+def test_the_unlabelled_bound_with_skips_sums_over_what_the_classifier_of_images_says():
+    model, x = skipping(), torch.rand(7, 6).bernoulli()
+    bounds = torch.stack([seeded(model.labeled_elbo, x, torch.full((7,), k)) for k in range(5)], 1)  # (B, K)
+    log_probs = model.image_classifier(x).logits
+    expected = (log_probs.exp() * (bounds - log_probs)).sum(1)
+    for sum_over_labels in (marginalize, marginalize_loop):
+        assert_close(seeded(model.unlabeled_elbo, x, sum_over_labels), expected)
+
+
+def test_skips_whose_label_column_is_zero_leave_the_bound_of_m1m2():
+    model, x, y = skipping(), torch.rand(7, 6).bernoulli(), torch.arange(7) % 5
+    nn.init.zeros_(model.m1.decoder.network.label_column.weight)
+    plain = BernoulliDecoder(3, 6, [4])
+    plain.network.load_state_dict(model.m1.decoder.network.state_dict(), strict=False)
+    stacked = StackedSemiSupervisedVAE(VAE(model.m1.encoder, plain), model.m2, model.active)
+    assert_close(seeded(model.labeled_elbo, x, y), seeded(stacked.labeled_elbo, x, y))
+
+
+def test_m1m2_with_skips_trains_all_but_the_classifier_of_latents_and_classifies_images():
+    model, x = skipping(), torch.rand(16, 6).bernoulli()
+    model.unlabeled_elbo(x).mean().backward()
+    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert still == {f"m2.classifier.{name}" for name, _ in model.m2.classifier.named_parameters()}
+    assert torch.equal(model.classifier(x).logits, model.image_classifier(x).logits)
+    assert torch.equal(model.classify(x), model.image_classifier(x).logits.argmax(1))
 
 
 def test_m1m2_draws_its_features_from_the_posterior_anew():

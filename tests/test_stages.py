@@ -98,6 +98,31 @@ def test_a_stage_of_no_epochs_is_left_out(task, monkeypatch):
     assert trained == ["labels", "released"]
 
 
+def test_skips_start_as_m1_and_end_with_a_classifier_of_images(task, monkeypatch):
+    """Before the joint stage the decoder does not see the label; in it, all but the classifier of latents moves."""
+    problem, moved, fit = task("m1m2_skips"), {}, stages.fit
+    images = problem.mnist.train_images
+    stacked = stages.build_m1m2(problem.settings, problem.m1, images)
+    z, y = torch.randn(10, problem.m1.encoder.z_dim), torch.arange(10)
+    assert_close(stacked.m1.decoder(z, y).mean, problem.m1.decoder(z).mean)
+    hidden = stages.classifier_from_m1(problem.m1, [500, 500]).network.rest[:-1].state_dict()
+    assert_close(stacked.image_classifier.network.rest[:-1].state_dict(), hidden)
+
+    def recording(loss_fn, model, batches, *, name, **settings):
+        before = {key: p.clone() for key, p in stacked.named_parameters()}
+        history = fit(loss_fn, model, batches, name=name, **settings)
+        moved[name] = {key for key, p in stacked.named_parameters() if not torch.equal(p, before[key])}
+        return history
+
+    monkeypatch.setattr(stages, "fit", recording)
+    feature_batches = problem.batches(stacked.features(images), stacked.draw)
+    stages.train_m1m2(stacked, feature_batches, problem.batches(images, binarize), problem.settings, problem.state)
+    assert list(moved) == ["labels", "stopped", "released", "labels of images", "joint"]
+    assert moved["labels of images"] == {f"image_classifier.network.rest.3.{part}" for part in ("weight", "bias")}
+    of_latents = {f"m2.classifier.{key}" for key, _ in stacked.m2.classifier.named_parameters()}
+    assert moved["joint"] == {key for key, _ in stacked.named_parameters()} - of_latents
+
+
 def test_an_m1_that_says_nothing_is_no_start_for_m1m2(task):
     problem = task("m1m2")
     problem.m1 = copy.deepcopy(problem.m1)

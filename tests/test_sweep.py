@@ -63,7 +63,9 @@ def test_results_are_seeded_by_their_split(m1, tmp_path, threads):
     assert first["test_error"] == again["test_error"] != other["test_error"]
 
 
-@pytest.mark.parametrize(("method", "stages_before", "last"), [("m2", 2, "released"), ("m1m2", 3, "joint")])
+@pytest.mark.parametrize(
+    ("method", "stages_before", "last"), [("m2", 2, "released"), ("m1m2", 3, "joint"), ("m1m2_skips", 4, "joint")]
+)
 def test_a_killed_cell_resumes_after_its_last_epoch(method, stages_before, last, m1, tmp_path, threads, monkeypatch):
     """Killed in its last stage, a cell trains that stage only, and ends as if nothing had happened."""
     steps, fit, cell = [], stages.fit, Cell(method, 100, 0)

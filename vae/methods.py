@@ -66,7 +66,14 @@ MORE = {
     "m1m2_longer": {"epochs": {"labels": 2, "stopped": 6, "released": 6, "joint": 64}},
     "m2_bf16": {"bf16": True},
 }
-VARIANTS = UNDONE | MORE
+# With connections that the paper's M1+M2 does not have; like the methods, at every number of labels.
+SKIPS = {
+    "m1m2_skips": {
+        "skips": True,
+        "epochs": {"labels": 2, "stopped": 6, "released": 6, "labels of images": 2, "joint": 24},
+    }
+}
+VARIANTS = UNDONE | MORE | SKIPS
 SETTINGS |= {name: SETTINGS[name.partition("_")[0]] | change for name, change in VARIANTS.items()}
 
 

@@ -27,6 +27,12 @@ def check_batch(x, model):
         )
 
 
+def _check_labels_of(y, num_images, num_classes):
+    if y.shape not in ((num_images,), (num_classes, 1)):
+        raise ValueError(f"y must have shape ({num_images},) or ({num_classes}, 1), not {tuple(y.shape)}")
+    check_labels(y, num_classes)
+
+
 def _draw(likelihood, mean):
     return likelihood.mean if mean else likelihood.sample()
 
@@ -130,19 +136,12 @@ class SemiSupervisedVAE(nn.Module):
         """p(y), uniform over K labels."""
         return Categorical(logits=self.label_logits, validate_args=False)
 
-    def _check(self, x, y=None):
-        check_batch(x, self)
-        if y is None:
-            return
-        num_classes = self.classifier.num_classes
-        if y.shape not in ((len(x),), (num_classes, 1)):
-            raise ValueError(f"y must have shape ({len(x)},) or ({num_classes}, 1), not {tuple(y.shape)}")
-        check_labels(y, num_classes)
-
-    def _noise(self, x):
+    def noise(self, x):
+        """Draw the noise that `elbo_given_noise` needs: x (B, X) -> (B, Z)."""
         return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
 
-    def _labeled_elbo(self, x, y, noise):
+    def elbo_given_noise(self, x, y, noise):
+        """Return −L(x, y) at z = mean + scale · noise, unchecked: y (B,) -> (B,), or y (K, 1) or (K, B) -> (K, B)."""
         posterior = self.encoder(x, y)
         z = posterior.mean + posterior.stddev * noise  # rsample, with the noise given: (B, Z) or (K, B, Z)
         return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
@@ -152,22 +151,23 @@ class SemiSupervisedVAE(nn.Module):
 
         Raises ValueError for wrong shapes, labels out of range, or pixels outside [0, 1].
         """
-        self._check(x, y)
-        return self._labeled_elbo(x, y, self._noise(x))
+        check_batch(x, self)
+        _check_labels_of(y, len(x), self.classifier.num_classes)
+        return self.elbo_given_noise(x, y, self.noise(x))
 
     def unlabeled_elbo(self, x, marginalize=marginalize):
         """Return −U(x), summing over labels by `marginalize`: (B, X) -> (B,).
 
         The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
         """
-        self._check(x)
-        noise, label_posterior = self._noise(x), self.classifier(x)
-        expected = marginalize(lambda y: self._labeled_elbo(x, y, noise), label_posterior)
+        check_batch(x, self)
+        noise, label_posterior = self.noise(x), self.classifier(x)
+        expected = marginalize(lambda y: self.elbo_given_noise(x, y, noise), label_posterior)
         return objectives.unlabeled_elbo(expected, label_posterior)
 
     def classify(self, x):
         """Return the most probable label under q(y|x): (B, X) -> (B,)."""
-        self._check(x)
+        check_batch(x, self)
         return self.classifier.classify(x)
 
     def reconstruct(self, x):
@@ -228,3 +228,49 @@ class StackedSemiSupervisedVAE(nn.Module):
     def classify(self, x):
         """Return the most probable label under q(y|z1) at the mean of q(z1|x): (B, X) -> (B,)."""
         return self.m2.classify(self.features(x).chunk(2, dim=1)[0])
+
+
+class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
+    """M1+M2 with skips: p(x, z1, y, z2) = p(x|y, z1) p(z1|y, z2) p(y) p(z2), and q(y|x) in place of q(y|z1).
+
+    In M1+M2 all that label and image know of each other passes through a few noisy latents z1. Here they also meet
+    directly, as in M2: M1's decoder takes the label, too, and `image_classifier` sees the image. A smaller relative of
+    the skip deep generative model (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473, section 3).
+    """
+
+    def __init__(self, m1, m2, active, image_classifier):
+        super().__init__(m1, m2, active)
+        self.image_classifier = image_classifier
+
+    def _bound(self, x):
+        """Return y ↦ −L(x, y) at one draw of z1 and of the noise for z2, which all labels share."""
+        check_batch(x, self.m1)
+        posterior = self.m1.encoder(x)
+        z = posterior.rsample()  # (B, Z)
+        z1, noise = z[:, self.active], self.m2.noise(x)
+
+        def bound(y):
+            of_latents, likelihood = self.m2.elbo_given_noise(z1, y, noise), self.m1.decoder(z, y)
+            return objectives.stacked_elbo(x, posterior.base_dist, likelihood, self.active, of_latents)
+
+        return bound
+
+    def classifier(self, x):
+        """Return q(y|x), of batch shape (B,)."""
+        return self.image_classifier(x)
+
+    def labeled_elbo(self, x, y):
+        """Return a one-sample estimate of the bound on log p(x, y): x (B, X), y (B,) -> (B,), or y (K, 1) -> (K, B)."""
+        bound = self._bound(x)
+        _check_labels_of(y, len(x), self.image_classifier.num_classes)
+        return bound(y)
+
+    def unlabeled_elbo(self, x, marginalize=marginalize):
+        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,)."""
+        bound, label_posterior = self._bound(x), self.image_classifier(x)
+        return objectives.unlabeled_elbo(marginalize(bound, label_posterior), label_posterior)
+
+    def classify(self, x):
+        """Return the most probable label under q(y|x): (B, X) -> (B,)."""
+        check_batch(x, self.m1)
+        return self.image_classifier.classify(x)

@@ -12,7 +12,7 @@ from torch import nn
 
 from vae.data import Batches, binarize
 from vae.marginalization import marginalize_topk
-from vae.models import VAE, SemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
+from vae.models import VAE, SemiSupervisedVAE, SkipSemiSupervisedVAE, StackedSemiSupervisedVAE, active_latents
 from vae.networks import BernoulliDecoder, Classifier, Encoder, GaussianDecoder
 from vae.objectives import j_alpha
 from vae.training import fit
@@ -86,7 +86,8 @@ def build_m2(settings, m1):
 def build_m1m2(settings, m1, images):
     """Return an untrained M2 on those latents of a copy of `m1` that say something of `images` (N, 784).
 
-    Raises ValueError if none does.
+    With settings["skips"], M1's decoder takes the label, too, in a column that starts at 0, and a classifier, with the
+    hidden layers of M1's encoder at first, sees the image. Raises ValueError if no latent says anything.
     """
     z_dim, dims, active = settings["z_dim"], settings["hidden_dims"], active_latents(m1, images)
     if not len(active):
@@ -97,17 +98,23 @@ def build_m1m2(settings, m1, images):
         Classifier(len(active), 10, settings["classifier_dims"]),
     )
     _scale_label_columns(m2, settings["label_scale"])
-    return StackedSemiSupervisedVAE(copy.deepcopy(m1), m2, active).to(active.device)
+    m1 = copy.deepcopy(m1)
+    if not settings.get("skips"):
+        return StackedSemiSupervisedVAE(m1, m2, active).to(active.device)
+    image_classifier = classifier_from_m1(m1, M1_SETTINGS["hidden_dims"])
+    column = torch.zeros(10, M1_SETTINGS["hidden_dims"][-1])
+    m1.decoder.network.label_column = nn.Embedding.from_pretrained(column, freeze=False)
+    return SkipSemiSupervisedVAE(m1, m2, active, image_classifier).to(active.device)
 
 
-def fit_labels(classifier, learner, batches, settings, state, evaluate=dict):
+def fit_labels(classifier, learner, batches, settings, state, evaluate=dict, stage="labels"):
     """Train the parameters of `learner`, the classifier or a part of it, on the labelled images alone."""
 
     def loss(batch):
         x, y, _ = batch
         return -classifier(x).log_prob(y).mean()
 
-    return fit_stage(loss, learner, batches, "labels", settings, state, evaluate)
+    return fit_stage(loss, learner, batches, stage, settings, state, evaluate)
 
 
 def _m2_loss(model, batches, settings):
@@ -141,8 +148,13 @@ def train_m2(m2, batches, settings, state, evaluate=dict):
 def train_m1m2(stacked, feature_batches, batches, settings, state, evaluate=dict):
     """Train M2 on the latents of the trained M1, in the stages of M2; then both together, on pixels.
 
-    Returns the history. `feature_batches` and `batches` hold the same images, as features and as pixels.
+    Before that, with skips, the last layer of the classifier of images learns the labels. Returns the history.
+    `feature_batches` and `batches` hold the same images, as features and as pixels.
     """
     history = train_m2(stacked.m2, feature_batches, settings, state, evaluate)
+    if settings.get("skips"):
+        classifier = stacked.image_classifier
+        where = settings, state, evaluate, "labels of images"
+        history += fit_labels(classifier, classifier.network.rest[-1], batches, *where)
     loss, settings = _m2_loss(stacked, batches, settings), settings | {"lr": settings["joint_lr"]}
     return history + fit_stage(loss, stacked, batches, "joint", settings, state, evaluate)

@@ -31,6 +31,7 @@ NAMES = {
     "m2": "M2",
     "m2_longer": "M2, 75 epochs after the release instead of 15",
     "m1m2": "M1+M2",
+    "m1m2_skips": "M1+M2 with skips, 24 joint epochs",
     "m1m2_longer": "M1+M2, 64 joint epochs instead of 16",
 }
 VARIANT_NAMES = {
@@ -45,7 +46,8 @@ VARIANT_NAMES = {
     "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }
-COLORS = dict(zip(("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp"), DIGIT_COLORS, strict=False))
+COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips")
+COLORS = dict(zip(COLORED, DIGIT_COLORS, strict=False))
 
 
 def read_results(folder=RESULTS, names=NAMES):
@@ -126,7 +128,7 @@ def errors_against_labels(results):
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     for method, cells in ((method, cells) for method, cells in results.items() if method in COLORS):
-        style = {"color": COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2") else 1.2}
+        style = {"color": COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2", "m1m2_skips") else 1.2}
         _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
         if method in PAPER:
             _error_bars(axis, PAPER[method], fmt="s:", alpha=0.6, **style)

@@ -23,8 +23,7 @@ def fit(
     taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
     the layers in bfloat16 in training, not in `evaluate`. The model ends in evaluation mode.
 
-    Raises FloatingPointError as soon as a loss, or a parameter after an epoch, is not finite, and ValueError for a
-    checkpoint that is not of this run.
+    Raises FloatingPointError once a loss or a parameter is not finite, ValueError for a checkpoint of another run.
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
