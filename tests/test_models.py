@@ -321,6 +321,14 @@ def test_the_labelled_bound_with_skips_term_by_term():
     assert_close(seeded(model.labeled_elbo, x, y), expected)
 
 
+def test_skips_need_a_decoder_that_takes_the_label_and_classifiers_that_agree():
+    plain = stacked_on(Encoder(6, 3, [4]), [0, 2])
+    with pytest.raises(ValueError, match="num_classes"):
+        SkipSemiSupervisedVAE(plain.m1, plain.m2, plain.active, Classifier(6, 5, [4]))
+    with pytest.raises(ValueError, match="4 classes of images, but M2 has 5"):
+        SkipSemiSupervisedVAE(skipping().m1, plain.m2, plain.active, Classifier(6, 4, [4]))
+
+
 def test_the_unlabelled_bound_with_skips_sums_over_what_the_classifier_of_images_says():
     model, x = skipping(), torch.rand(7, 6).bernoulli()
     bounds = torch.stack([seeded(model.labeled_elbo, x, torch.full((7,), k)) for k in range(5)], 1)  # (B, K)

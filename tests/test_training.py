@@ -287,7 +287,7 @@ def test_progress_ends_in_one_line_without_times(capsys, eager_bar):
     out = capsys.readouterr().out
     assert "epoch 2/4" in out
     assert " left" in out
-    assert screen(out) == [f"model: 4 epochs, loss {history[-1]['loss']:.2f}", ""]
+    assert screen(out) == [f"run: 4 epochs, loss {history[-1]['loss']:.2f}", ""]
 
 
 def test_progress_counts_from_where_a_run_resumes(unfinished, capsys, eager_bar):

@@ -1,4 +1,4 @@
-"""The models: a plain auto-encoder, the VAE (M1), the semi-supervised VAE (M2), and M2 on M1's latents (M1+M2).
+"""The models: auto-encoder, VAE (M1), semi-supervised VAE (M2), M2 on M1's latents (M1+M2), and that with skips.
 
 A model ties networks together and samples; what it maximises, and the papers [1] and [2], are in `vae.objectives`.
 Shapes: B batch, K classes, X data dimensions, Z latents.
@@ -141,7 +141,10 @@ class SemiSupervisedVAE(nn.Module):
         return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
 
     def elbo_given_noise(self, x, y, noise):
-        """Return −L(x, y) at z = mean + scale · noise, unchecked: y (B,) -> (B,), or y (K, 1) or (K, B) -> (K, B)."""
+        """Return −L(x, y) at z = mean + scale · noise, nothing checked: x (B, X), noise (B, Z), y (B,) -> (B,).
+
+        Or y (K, 1), or L labels for each image, (L, B), -> (K, B) or (L, B).
+        """
         posterior = self.encoder(x, y)
         z = posterior.mean + posterior.stddev * noise  # rsample, with the noise given: (B, Z) or (K, B, Z)
         return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
@@ -200,12 +203,16 @@ class StackedSemiSupervisedVAE(nn.Module):
             posterior = self.m1.encoder(x)
             return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
 
-    def _elbo(self, x, elbo_of_latents):
+    def _encode(self, x):
+        """Return q(z1|x) as one Normal for each latent, a draw of all latents, (B, Z), and its active part, (B, A)."""
         check_batch(x, self.m1)
         posterior = self.m1.encoder(x)
-        z = posterior.rsample()  # (B, Z)
-        of_latents = elbo_of_latents(z[:, self.active])
-        return objectives.stacked_elbo(x, posterior.base_dist, self.m1.decoder(z), self.active, of_latents)
+        z = posterior.rsample()
+        return posterior.base_dist, z, z[:, self.active]
+
+    def _elbo(self, x, elbo_of_latents):
+        posterior, z, z1 = self._encode(x)
+        return objectives.stacked_elbo(x, posterior, self.m1.decoder(z), self.active, elbo_of_latents(z1))
 
     def classifier(self, x):
         """Return q(y|z1) at a draw z1 ~ q(z1|x), of batch shape (B,)."""
@@ -234,43 +241,58 @@ class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
     """M1+M2 with skips: p(x, z1, y, z2) = p(x|y, z1) p(z1|y, z2) p(y) p(z2), and q(y|x) in place of q(y|z1).
 
     In M1+M2 all that label and image know of each other passes through a few noisy latents z1. Here they also meet
-    directly, as in M2: M1's decoder takes the label, too, and `image_classifier` sees the image. A smaller relative of
-    the skip deep generative model (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473, section 3).
+    directly, as in M2: M1's decoder takes the label, too, and `image_classifier` sees the image. `m2.classifier` serves
+    only while `m2` is trained alone; no bound here uses it. A smaller relative of the skip deep generative model
+    (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473, section 3).
+    Raises ValueError if M1's decoder takes no label, or the two classifiers tell different numbers of classes apart.
     """
 
     def __init__(self, m1, m2, active, image_classifier):
         super().__init__(m1, m2, active)
+        if m1.decoder.network.label_column is None:
+            raise ValueError("M1's decoder must take the label: give it num_classes")
+        if image_classifier.num_classes != m2.classifier.num_classes:
+            raise ValueError(
+                f"{image_classifier.num_classes} classes of images, but M2 has {m2.classifier.num_classes}"
+            )
         self.image_classifier = image_classifier
 
     def _bound(self, x):
-        """Return y ↦ −L(x, y) at one draw of z1 and of the noise for z2, which all labels share."""
-        check_batch(x, self.m1)
-        posterior = self.m1.encoder(x)
-        z = posterior.rsample()  # (B, Z)
-        z1, noise = z[:, self.active], self.m2.noise(x)
+        """Return y ↦ −L(x, y) at one draw of z1 and of the noise for z2, which all labels share: y (B,) -> (B,).
+
+        Or y (K, 1), or L labels for each image, (L, B), -> (K, B) or (L, B).
+        """
+        posterior, z, z1 = self._encode(x)
+        noise = self.m2.noise(z1)
 
         def bound(y):
             of_latents, likelihood = self.m2.elbo_given_noise(z1, y, noise), self.m1.decoder(z, y)
-            return objectives.stacked_elbo(x, posterior.base_dist, likelihood, self.active, of_latents)
+            return objectives.stacked_elbo(x, posterior, likelihood, self.active, of_latents)
 
         return bound
 
     def classifier(self, x):
-        """Return q(y|x), of batch shape (B,)."""
+        """Return q(y|x): (B, X) -> batch shape (B,)."""
         return self.image_classifier(x)
 
     def labeled_elbo(self, x, y):
-        """Return a one-sample estimate of the bound on log p(x, y): x (B, X), y (B,) -> (B,), or y (K, 1) -> (K, B)."""
+        """Return a one-sample estimate of the bound on log p(x, y): y (B,) -> (B,), or y (K, 1) -> (K, B).
+
+        Raises ValueError for wrong shapes, labels out of range, or pixels outside [0, 1].
+        """
         bound = self._bound(x)
         _check_labels_of(y, len(x), self.image_classifier.num_classes)
         return bound(y)
 
     def unlabeled_elbo(self, x, marginalize=marginalize):
-        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,)."""
+        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,).
+
+        Raises ValueError for a wrong shape, or pixels outside [0, 1].
+        """
         bound, label_posterior = self._bound(x), self.image_classifier(x)
         return objectives.unlabeled_elbo(marginalize(bound, label_posterior), label_posterior)
 
     def classify(self, x):
-        """Return the most probable label under q(y|x): (B, X) -> (B,)."""
+        """Return the most probable label under q(y|x): (B, X) -> (B,). Raises ValueError as `unlabeled_elbo` does."""
         check_batch(x, self.m1)
         return self.image_classifier.classify(x)

@@ -48,7 +48,8 @@ def stacked_elbo(x, posterior, likelihood, active, elbo_of_latents):
     """M1+M2: log p(x) ≥ E_q(z1|x)[log p(x|z1) + bound on log p(z1)] + H(q(z1|x))   [2, section 2.2].
 
     z1 are the `active` latents, indices (A,); `elbo_of_latents` is M2's bound at one draw of them. The others keep M1's
-    prior and cost their divergence from it. `posterior` is one Normal for each latent, of batch shape (B, Z).
+    prior and cost their divergence from it. `posterior` is one Normal for each latent, of batch shape (B, Z). With M2's
+    bound on log p(z1, y), of shape (B,), or (K, B) for K labels, and p(x|z1) or p(x|y, z1), this bounds log p(x, y).
     """
     cost = kl_divergence(posterior, Normal(0, 1))  # (B, Z)
     cost[:, active] = -posterior.entropy()[:, active]

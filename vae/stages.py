@@ -86,8 +86,9 @@ def build_m2(settings, m1):
 def build_m1m2(settings, m1, images):
     """Return an untrained M2 on those latents of a copy of `m1` that say something of `images` (N, 784).
 
-    With settings["skips"], M1's decoder takes the label, too, in a column that starts at 0, and a classifier, with the
-    hidden layers of M1's encoder at first, sees the image. Raises ValueError if no latent says anything.
+    With settings["skips"], M1's decoder takes the label, too, in a column that starts at 0, so that M1 is what it was,
+    and a classifier, with the hidden layers of M1's encoder at first, sees the image. Raises ValueError if no latent
+    says anything, or M1's encoder has other hidden layers than in `M1_SETTINGS`.
     """
     z_dim, dims, active = settings["z_dim"], settings["hidden_dims"], active_latents(m1, images)
     if not len(active):
@@ -102,13 +103,16 @@ def build_m1m2(settings, m1, images):
     if not settings.get("skips"):
         return StackedSemiSupervisedVAE(m1, m2, active).to(active.device)
     image_classifier = classifier_from_m1(m1, M1_SETTINGS["hidden_dims"])
-    column = torch.zeros(10, M1_SETTINGS["hidden_dims"][-1])
+    column = torch.zeros(10, m1.decoder.network.first.out_features)
     m1.decoder.network.label_column = nn.Embedding.from_pretrained(column, freeze=False)
     return SkipSemiSupervisedVAE(m1, m2, active, image_classifier).to(active.device)
 
 
 def fit_labels(classifier, learner, batches, settings, state, evaluate=dict, stage="labels"):
-    """Train the parameters of `learner`, the classifier or a part of it, on the labelled images alone."""
+    """Train `learner`, the classifier or a part of it, on the labelled images alone, and return the history.
+
+    `stage` names its epochs in `settings` and its checkpoint.
+    """
 
     def loss(batch):
         x, y, _ = batch
@@ -148,13 +152,13 @@ def train_m2(m2, batches, settings, state, evaluate=dict):
 def train_m1m2(stacked, feature_batches, batches, settings, state, evaluate=dict):
     """Train M2 on the latents of the trained M1, in the stages of M2; then both together, on pixels.
 
-    Before that, with skips, the last layer of the classifier of images learns the labels. Returns the history.
+    Between the two, with skips, the last layer of the classifier of images learns the labels. Returns the history.
     `feature_batches` and `batches` hold the same images, as features and as pixels.
     """
     history = train_m2(stacked.m2, feature_batches, settings, state, evaluate)
-    if settings.get("skips"):
-        classifier = stacked.image_classifier
-        where = settings, state, evaluate, "labels of images"
-        history += fit_labels(classifier, classifier.network.rest[-1], batches, *where)
+    if isinstance(stacked, SkipSemiSupervisedVAE):
+        classifier, stage = stacked.image_classifier, "labels of images"
+        last_layer = classifier.network.rest[-1]
+        history += fit_labels(classifier, last_layer, batches, settings, state, evaluate, stage=stage)
     loss, settings = _m2_loss(stacked, batches, settings), settings | {"lr": settings["joint_lr"]}
     return history + fit_stage(loss, stacked, batches, "joint", settings, state, evaluate)

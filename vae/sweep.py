@@ -18,7 +18,7 @@ import torch
 
 from vae.data import labeled_split
 from vae.jobs import data_md5, finished_result, load_data, run_job, write_result
-from vae.methods import METHODS, METHODS_AND_VARIANTS, MORE, SKIPS, UNDONE, Task, settings_of
+from vae.methods import METHODS, METHODS_AND_VARIANTS, MORE, UNDONE, Task, settings_of
 from vae.stages import train_m1
 from vae.training import error
 
@@ -133,8 +133,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     root = Path("preview/smoke" if SMOKE else ".")
     results, state = (root / "results/ssl").absolute(), (root / "checkpoints/sweep").absolute()
-    methods = options.methods or [*METHODS, *SKIPS]
-    cells = [Cell(*cell) for cell in product(methods, options.labels, range(options.splits))]
+    cells = [Cell(*cell) for cell in product(options.methods or METHODS, options.labels, range(options.splits))]
     if not options.methods:
         cells += [Cell(*cell) for cell in product(MORE, LABELS[:1], range(options.splits))]
         cells += [Cell(name, LABELS[0], 0) for name in UNDONE]

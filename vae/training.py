@@ -12,9 +12,7 @@ from tqdm import tqdm
 from vae.files import atomic_path
 
 
-def fit(
-    loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, settings=None, bf16=False, name="model"
-):
+def fit(loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, settings=None, bf16=False, name="run"):
     """Minimise `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
 
     The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and the momentum inversely.
@@ -23,7 +21,8 @@ def fit(
     taken as it is. `settings`, a dict of plain values, is whatever else makes it this run and not another. `bf16` runs
     the layers in bfloat16 in training, not in `evaluate`. The model ends in evaluation mode.
 
-    Raises FloatingPointError once a loss or a parameter is not finite, ValueError for a checkpoint of another run.
+    Raises FloatingPointError as soon as a loss, or a parameter after an epoch, is not finite, and ValueError for a
+    checkpoint that is not of this run.
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
