@@ -31,7 +31,7 @@ NAMES = {
     "m2": "M2",
     "m2_longer": "M2, 75 epochs after the release instead of 15",
     "m1m2": "M1+M2",
-    "m1m2_skips": "M1+M2 with skips, 24 joint epochs",
+    "m1m2_skips": "M1+M2 with skips",
     "m1m2_longer": "M1+M2, 64 joint epochs instead of 16",
 }
 VARIANT_NAMES = {
