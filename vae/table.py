@@ -141,7 +141,7 @@ def errors_against_labels(results):
     axis.set_yticks(percent, percent)
     axis.set_yticks([], minor=True)
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, ncols=2)
+    figure.legend(loc="outside upper center", frameon=False, ncols=3)
     return figure
 
 
