@@ -126,7 +126,7 @@ def errors_against_labels(results):
 
     The longer runs, of one number of labels only, are left to the table.
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
     for method, cells in ((method, cells) for method, cells in results.items() if method in COLORS):
         style = {"color": COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2", "m1m2_skips") else 1.2}
         _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
