@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import PIL.Image
@@ -62,7 +63,7 @@ def write_checkpoints():
 def run_sweep():
     """Run four jobs, for which M1 is trained first, a small one."""
     sweep.SMOKE = True
-    stages.M1_SETTINGS["hidden_dims"] = [20]
+    sweep.train_m1 = mock.patch.dict(stages.M1_SETTINGS, hidden_dims=[20])(stages.train_m1)
     sweep.main(SWEEP)
 
 

@@ -1,8 +1,8 @@
 """The semi-supervised methods that `vae.sweep` compares, each trained on one draw of labels, with their settings.
 
 A method takes a `Task`, trains, and returns a function that classifies images, (N, 784) -> (N,), and the history of
-its training, one dict an epoch. The settings were chosen with 100 labels, on the validation images and another draw
-of labels (seed 1000). In them α = `alpha` · N.
+its training, one dict an epoch. The settings were chosen with 100 labels, for `m1m2_skips` also with 3,000, on the
+validation images and another draw of labels (seed 1000). In M2 and M1+M2, α = `alpha` · N.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 from vae.data import MNIST, SemiSupervisedBatches, binarize
 from vae.models import VAE
 from vae.networks import Classifier
-from vae.stages import build_m1m2, build_m2, classifier_from_m1, fit_labels, train_m1m2, train_m2
+from vae.stages import build_m1m2, build_m2, classifier_from_m1, fit_labels, m1_settings, train_m1m2, train_m2
 
 _BATCHES = {"batch_labeled": 100, "batch_unlabeled": 200}
 _LABELS_ONLY = _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3}
@@ -51,7 +51,7 @@ SETTINGS = {
 }
 SETTINGS["m1m2_skips"] = SETTINGS["m1m2"] | {
     "skips": True,
-    "epochs": {"labels": 2, "stopped": 6, "released": 6, "labels of images": 2, "joint": 24},
+    "epochs": {"labels": 2, "stopped": 6, "released": 6, "labels of images": 2, "joint": 48},
 }
 
 # Variants of the method that starts the name. First, with one thing undone; then with all, also summed exactly.
@@ -75,11 +75,11 @@ SETTINGS |= {name: SETTINGS[name.partition("_")[0]] | change for name, change in
 
 
 def settings_of(method, smoke=False):
-    """Return the settings of `method`; for a smoke run, with one epoch of each stage."""
+    """Return the settings of `method`, with those of the M1 that it builds on; for a smoke run, of fewer epochs."""
     settings = SETTINGS[method]
     if smoke and "epochs" in settings:
         settings = settings | {"epochs": {stage: min(epochs, 1) for stage, epochs in settings["epochs"].items()}}
-    return settings
+    return settings if method == "mlp" else settings | {"m1": m1_settings(smoke)}
 
 
 @dataclass
@@ -122,7 +122,7 @@ def mlp(task):
 
 
 def m1mlp(task):
-    """The hidden layers of M1's encoder and one layer trained on the labels alone: where M2's classifier starts."""
+    """The hidden layers of M1's encoder and one layer trained on the labels alone, as M2's classifier is at first."""
     classifier = classifier_from_m1(task.m1, task.settings["classifier_dims"])
     return _labels_only(classifier, classifier.network.rest[-1], task)
 

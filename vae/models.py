@@ -152,7 +152,7 @@ class SemiSupervisedVAE(nn.Module):
     def labeled_elbo(self, x, y):
         """Return −L(x, y), a one-sample estimate: x (B, X), y (B,) -> (B,), or y (K, 1) -> (K, B).
 
-        Raises ValueError for wrong shapes, labels out of range, or pixels outside [0, 1].
+        Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
         check_batch(x, self)
         _check_labels_of(y, len(x), self.classifier.num_classes)
@@ -242,8 +242,8 @@ class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
 
     In M1+M2 all that label and image know of each other passes through a few noisy latents z1. Here they also meet
     directly, as in M2: M1's decoder takes the label, too, and `image_classifier` sees the image. `m2.classifier` serves
-    only while `m2` is trained alone; no bound here uses it. A smaller relative of the skip deep generative model
-    (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473, section 3).
+    only while `m2` is trained alone; no bound here uses it. A smaller relative of the skip deep generative model, with
+    two stochastic layers and skip connections (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473).
     Raises ValueError if M1's decoder takes no label, or the two classifiers tell different numbers of classes apart.
     """
 
@@ -278,7 +278,7 @@ class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
     def labeled_elbo(self, x, y):
         """Return a one-sample estimate of the bound on log p(x, y): y (B,) -> (B,), or y (K, 1) -> (K, B).
 
-        Raises ValueError for wrong shapes, labels out of range, or pixels outside [0, 1].
+        Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
         bound = self._bound(x)
         _check_labels_of(y, len(x), self.image_classifier.num_classes)
@@ -287,7 +287,7 @@ class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
     def unlabeled_elbo(self, x, marginalize=marginalize):
         """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,).
 
-        Raises ValueError for a wrong shape, or pixels outside [0, 1].
+        Raises ValueError for a wrong shape, or values outside the decoder's support.
         """
         bound, label_posterior = self._bound(x), self.image_classifier(x)
         return objectives.unlabeled_elbo(marginalize(bound, label_posterior), label_posterior)

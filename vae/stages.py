@@ -39,9 +39,14 @@ def fit_stage(loss_fn, model, batches, stage, settings, state, evaluate=dict):
     return fit(loss_fn, model, batches, epochs=epochs, lr=lr, **watched, **where)
 
 
+def m1_settings(smoke=False):
+    """Return the settings of M1; for a smoke run, with ten epochs."""
+    return M1_SETTINGS | ({"epochs": 10} if smoke else {})
+
+
 def train_m1(mnist, checkpoint, smoke=False):
     """Return M1 trained on the training images, for which it needs no label; from `checkpoint` where it is finished."""
-    s, device = M1_SETTINGS | ({"epochs": 10} if smoke else {}), mnist.train_images.device
+    s, device = m1_settings(smoke), mnist.train_images.device
     torch.manual_seed(0)
     vae = VAE(Encoder(784, s["z_dim"], s["hidden_dims"]), BernoulliDecoder(s["z_dim"], 784, s["hidden_dims"][::-1]))
     vae.to(device)

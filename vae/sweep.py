@@ -29,7 +29,7 @@ SMOKE = os.environ.get("VAE_SMOKE") == "1"
 
 
 class Cell(NamedTuple):
-    """One entry of the comparison. Split s draws its labels with seed s; settings were chosen on seeds from 1000 on."""
+    """One entry of the comparison. Split s draws its labels with seed s; settings were chosen on that of seed 1000."""
 
     method: str
     labels: int
@@ -125,8 +125,8 @@ def connect(address):
 def main(arguments=None):
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m vae.sweep", description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_VARIANTS, help="all")
-    parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS_AND_VARIANTS, help="all, with variants")
+    parser.add_argument("--labels", nargs="+", type=int, default=LABELS, help="variants only with 100, unless named")
     parser.add_argument("--splits", type=int, default=SPLITS, help="draws of labels, 0 … SPLITS − 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     parser.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
@@ -134,7 +134,7 @@ def main(arguments=None):
     root = Path("preview/smoke" if SMOKE else ".")
     results, state = (root / "results/ssl").absolute(), (root / "checkpoints/sweep").absolute()
     cells = [Cell(*cell) for cell in product(options.methods or METHODS, options.labels, range(options.splits))]
-    if not options.methods:
+    if not options.methods and LABELS[0] in options.labels:
         cells += [Cell(*cell) for cell in product(MORE, LABELS[:1], range(options.splits))]
         cells += [Cell(name, LABELS[0], 0) for name in UNDONE]
     if not missing_cells(cells, results, SMOKE):
