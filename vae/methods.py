@@ -20,13 +20,14 @@ from vae.stages import build_m1m2, build_m2, classifier_from_m1, fit_labels, m1_
 
 _BATCHES = {"batch_labeled": 100, "batch_unlabeled": 200}
 _LABELS_ONLY = _BATCHES | {"classifier_dims": [500, 500], "epochs": {"labels": 8}, "lr": 1e-3}
-_M2 = _BATCHES | {"z_dim": 50, "k": 1}
+_ON_M1 = {"m1": m1_settings(smoke=False)}
+_M2 = _BATCHES | {"z_dim": 50, "k": 1} | _ON_M1
 SETTINGS = {
     "mlp": _LABELS_ONLY,
-    "m1mlp": _LABELS_ONLY,
-    "m1knn": {},
-    "m1svm": {"C": 1},
-    "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.8},
+    "m1mlp": _LABELS_ONLY | _ON_M1,
+    "m1knn": _ON_M1,
+    "m1svm": {"C": 1} | _ON_M1,
+    "m1spread": {"num_unlabeled": 20_000, "neighbors": 10, "alpha": 0.8} | _ON_M1,
     "m2": _M2
     | {
         "hidden_dims": [500, 500],
@@ -79,7 +80,9 @@ def settings_of(method, smoke=False):
     settings = SETTINGS[method]
     if smoke and "epochs" in settings:
         settings = settings | {"epochs": {stage: min(epochs, 1) for stage, epochs in settings["epochs"].items()}}
-    return settings if method == "mlp" else settings | {"m1": m1_settings(smoke)}
+    if smoke and "m1" in settings:
+        settings = settings | {"m1": m1_settings(smoke)}
+    return settings
 
 
 @dataclass

@@ -39,7 +39,7 @@ def fit_stage(loss_fn, model, batches, stage, settings, state, evaluate=dict):
     return fit(loss_fn, model, batches, epochs=epochs, lr=lr, **watched, **where)
 
 
-def m1_settings(smoke=False):
+def m1_settings(smoke):
     """Return the settings of M1; for a smoke run, with ten epochs."""
     return M1_SETTINGS | ({"epochs": 10} if smoke else {})
 
