@@ -1,0 +1,12 @@
+"""The VAE of Kingma & Welling 2013 (M1) and the semi-supervised VAE of Kingma et al. 2014 (M2, M1+M2) in PyTorch.
+
+Start with `vae.objectives`: the theory of both papers on one screen.
+"""
+
+from vae.checkpoint import load_model, save_model
+from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, labeled_split
+from vae.datasets import load_fashion_mnist, load_mnist
+from vae.models import VAE, AutoEncoder, SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.recipes import train_m1, train_m1m2, train_m2
+from vae.training import fit

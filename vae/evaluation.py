@@ -1,4 +1,4 @@
-"""How good a trained VAE is: log p(x), the terms of its bound, and how much of its code it uses. All in nats."""
+"""How good a trained model is: log p(x), the terms of its bound, how much of its code it uses, its errors."""
 
 import math
 
@@ -8,8 +8,29 @@ from torch.distributions import kl_divergence
 from vae.models import check_batch
 
 
+def evaluate_mean(value, *tensors, batch_size=1000):
+    """Return the mean over all rows of `value(*rows)`, one value per example, computed in batches without gradient."""
+    with torch.no_grad():
+        batches = zip(*(t.split(batch_size) for t in tensors), strict=True)
+        return torch.cat([value(*rows) for rows in batches]).mean().item()
+
+
+def error_rate(classify, images, labels):
+    """Return the percentage of images (N, *X) whose label (N,) is not the one that `classify` says."""
+    with torch.no_grad():
+        return 100 * (classify(images) != labels).double().mean().item()
+
+
+def mean_and_standard_error(values):
+    """Return the mean of `values` (N,) and the standard error of it, as floats. ValueError for fewer than two."""
+    if len(values) < 2:
+        raise ValueError(f"a standard error needs at least two values, not {len(values)}")
+    values = values.double()
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
 def log_likelihood(vae, x, num_samples, chunk_size=100):
-    """Estimate log p(x) from `num_samples` draws of z, `chunk_size` of them in memory at a time: (B, X) -> (B,).
+    """Estimate log p(x) in nats from `num_samples` draws of z, `chunk_size` of them in memory: (B, *X) -> (B,).
 
     The importance-weighted bound, on average below log p(x), and the tighter the more samples   [Burda et al. 2016].
     """
@@ -21,16 +42,20 @@ def log_likelihood(vae, x, num_samples, chunk_size=100):
     return torch.stack(sums).logsumexp(0) - math.log(num_samples)
 
 
-def mean_and_standard_error(values):
-    """Return the mean of `values` (N,) and the standard error of it, as floats. ValueError for fewer than two."""
-    if len(values) < 2:
-        raise ValueError(f"a standard error needs at least two values, not {len(values)}")
-    values = values.double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+def active_latents(vae, x):
+    """Return the indices (A,) of the latents whose posterior mean has a standard deviation over x (N, *X) above 0.1.
+
+    The others stay at the prior and say nothing of x   [Burda et al. 2016, section 5.1, a variance of 0.01].
+    """
+    check_batch(x, vae)
+    if len(x) < 2:
+        raise ValueError("one example has no spread; give at least two")
+    with torch.no_grad():
+        return (vae.encoder(x).mean.std(0) > 0.1).nonzero().squeeze(1)
 
 
 def elbo_terms(vae, x, chunk_size=500):
-    """Return the ELBO of images x (N, X) and the terms that it is made of, as floats, from one draw of z per image.
+    """Return the ELBO of images x (N, *X) and the terms that it is made of, floats in nats, from one z per image.
 
     elbo = log_likelihood − mutual_information − kl_to_prior. The last two make up the mean of KL(q(z|x) ‖ p(z)): what z
     says of which image it came from, at most log N; and how far q(z) = 1/N Σ_n q(z|x_n) is from the prior, at least 0

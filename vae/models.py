@@ -1,7 +1,7 @@
-"""The models: auto-encoder, VAE (M1), semi-supervised VAE (M2), M2 on M1's latents (M1+M2), and that with skips.
+"""The models: auto-encoder, VAE (M1), and semi-supervised VAE (M2). M2 on M1's latents is in `vae.stacked`.
 
-A model ties networks together and samples; what it maximises, and the papers [1] and [2], are in `vae.objectives`.
-Shapes: B batch, K classes, X data dimensions, Z latents.
+A model ties networks together, bounds and samples; what it maximizes, and the papers [1] and [2], are in
+`vae.objectives`. Shapes: B batch, K classes, X one example's shape, Z latents.
 """
 
 import torch
@@ -9,16 +9,16 @@ from torch import nn
 from torch.distributions import Categorical, MultivariateNormal
 
 from vae import objectives
-from vae.data import check_labels
+from vae.distributions import diagonal_normal
 from vae.marginalization import marginalize
-from vae.networks import diagonal_normal
 
 
 def check_batch(x, model):
-    """Raise ValueError unless x is (B, X), B ≥ 1, in `model`'s precision, with values that its decoder supports."""
-    x_dim, dtype = model.encoder.x_dim, next(model.parameters(), x).dtype
-    if x.dim() != 2 or x.shape[1] != x_dim or not len(x):
-        raise ValueError(f"x must have shape (batch, {x_dim}) and a row, not {tuple(x.shape)}; flatten images first")
+    """Raise ValueError unless x is (B, *X), B ≥ 1, in `model`'s precision, with values that its decoder supports."""
+    shape, dtype = model.encoder.x_shape, next(model.parameters(), x).dtype
+    if x.shape[1:] != shape or not len(x):
+        expected = ", ".join(map(str, ("batch", *shape)))
+        raise ValueError(f"x must have shape ({expected}) and a row, not {tuple(x.shape)}")
     model.decoder.check(x)
     if x.dtype != dtype or dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -27,13 +27,16 @@ def check_batch(x, model):
         )
 
 
-def _check_labels_of(y, num_images, num_classes):
+def check_labels(y, num_images, num_classes):
+    """Raise ValueError unless y is (B,) or (K, 1) whole numbers in 0…K − 1."""
     if y.shape not in ((num_images,), (num_classes, 1)):
         raise ValueError(f"y must have shape ({num_images},) or ({num_classes}, 1), not {tuple(y.shape)}")
-    check_labels(y, num_classes)
+    if y.is_floating_point() or not ((y >= 0) & (y < num_classes)).all():
+        raise ValueError(f"labels must be whole numbers, as of y.long(), in 0…{num_classes - 1}")
 
 
-def _draw(likelihood, mean):
+def draw(likelihood, mean):
+    """Return a draw from `likelihood`, or its mean."""
     return likelihood.mean if mean else likelihood.sample()
 
 
@@ -42,25 +45,34 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, encoder, decoder):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.codes = encoder, decoder, None
 
     def forward(self, x):
-        """Return the likelihood p(x|z) at the code z of each x (B, X)."""
+        """Return the likelihood p(x|z) at the code z of each x (B, *X)."""
         self.decoder.check(x)
         return self.decoder(self.encoder(x))
 
     def reconstruct(self, x):
-        """Return the likelihood's mean at the code of each x: (B, X) -> (B, X)."""
+        """Return the likelihood's mean at the code of each x: (B, *X) -> (B, *X)."""
         return self(x).mean
 
-    def sample(self, num, codes, mean=False):
-        """Draw (num, X) by decoding a Gaussian fitted to `codes` (N, Z): a stand-in for the prior that it lacks."""
-        z = MultivariateNormal(codes.mean(0), codes.T.cov().reshape(codes.shape[1], -1)).sample((num,))
-        return _draw(self.decoder(z), mean)
+    @torch.no_grad()
+    def fit_codes(self, x):
+        """Fit a Gaussian to the codes of x (B, *X), for `sample`: a stand-in for the prior that it lacks."""
+        if len(x) < 2:
+            raise ValueError("one example has no spread; give at least two")
+        codes = self.encoder(x)  # (B, Z)
+        self.codes = MultivariateNormal(codes.mean(0), codes.T.cov().reshape(codes.shape[1], -1))
+
+    def sample(self, num, *, mean=False):
+        """Draw (num, *X) by decoding codes from the Gaussian of `fit_codes`; ValueError before there is one."""
+        if self.codes is None:
+            raise ValueError("an auto-encoder has no prior to sample from; give it training data by fit_codes first")
+        return draw(self.decoder(self.codes.sample((num,))), mean)
 
 
-class VAE(nn.Module):
-    """M1: p(z) = Normal(0, I), p(x|z) = `decoder`, q(z|x) = `encoder`   [1, section 3]."""
+class _LatentVariableModel(nn.Module):
+    """What M1 and M2 share: an encoder, a decoder, and the prior p(z) = Normal(0, I) between them."""
 
     def __init__(self, encoder, decoder):
         super().__init__()
@@ -72,8 +84,12 @@ class VAE(nn.Module):
         """p(z) = Normal(0, I), of event shape (Z,)."""
         return diagonal_normal(self.prior_mean, torch.ones_like(self.prior_mean))
 
+
+class VAE(_LatentVariableModel):
+    """M1: p(z) = Normal(0, I), p(x|z) = `decoder`, q(z|x) = `encoder`   [1, section 3]."""
+
     def forward(self, x):
-        """Return q(z|x) and p(x|z) at one reparameterised draw z, for x of shape (B, X).
+        """Return q(z|x) and p(x|z) at one reparameterized draw z, for x of shape (B, *X).
 
         Raises ValueError for a wrong shape or values outside the decoder's support.
         """
@@ -82,11 +98,11 @@ class VAE(nn.Module):
         return posterior, self.decoder(posterior.rsample())
 
     def elbo(self, x):
-        """Return a one-sample estimate of the evidence lower bound: (B, X) -> (B,)."""
+        """Return a one-sample estimate of the evidence lower bound: (B, *X) -> (B,)."""
         return objectives.elbo(x, *self(x), self.prior)
 
     def importance_weighted_bound(self, x, num_samples):
-        """Return the bound from `num_samples` draws of z per example: (B, X) -> (B,)."""
+        """Return the bound from `num_samples` draws of z per example: (B, *X) -> (B,)."""
         check_batch(x, self)
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples} must be at least 1")
@@ -95,53 +111,42 @@ class VAE(nn.Module):
         return objectives.importance_weighted_bound(x, z, posterior, self.decoder(z), self.prior)
 
     def reconstruct(self, x):
-        """Return the likelihood's mean at the posterior's mean: (B, X) -> (B, X)."""
+        """Return the likelihood's mean at the posterior's mean: (B, *X) -> (B, *X)."""
         check_batch(x, self)
         return self.decoder(self.encoder(x).mean).mean
 
-    def sample(self, num, mean=False):
-        """Draw (num, X) from p(x) by z ~ p(z), x ~ p(x|z), or return p(x|z)'s mean instead of the draw."""
-        return _draw(self.decoder(self.prior.sample((num,))), mean)
+    def sample(self, num, *, mean=False):
+        """Draw (num, *X) from p(x) by z ~ p(z), x ~ p(x|z), or return p(x|z)'s mean instead of the draw."""
+        return draw(self.decoder(self.prior.sample((num,))), mean)
 
 
-def active_latents(vae, x):
-    """Return the indices (A,) of the latents whose posterior mean has a standard deviation over x (N, X) above 0.1.
+class ConditionalVAE(_LatentVariableModel):
+    """M2 for images with a label: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`.
 
-    The others stay at the prior and say nothing of x   [Burda et al. 2016, section 5.1, a variance of 0.01].
-    """
-    check_batch(x, vae)
-    if len(x) < 2:
-        raise ValueError("one example has no spread; give at least two")
-    with torch.no_grad():
-        return (vae.encoder(x).mean.std(0) > 0.1).nonzero().squeeze(1)
-
-
-class SemiSupervisedVAE(nn.Module):
-    """M2: p(y) uniform, p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
-
-    [2, sections 2 and 3.1.2]. Labels y of shape (B,) give one to each image, and (K, 1) gives all K to each, at one
-    784-wide product per image in the encoder. Encoder and decoder also take (L, B): L labels, others for each image.
+    [2, section 2.1]. p(y) is uniform, or `label_prior`, K probabilities. Labels y of shape (B,) give one to each image,
+    and (K, 1) gives all K to each, at one pass over the image in the encoder. ValueError for another number of classes.
     """
 
-    def __init__(self, encoder, decoder, classifier):
-        super().__init__()
-        self.encoder, self.decoder, self.classifier = encoder, decoder, classifier
-        self.register_buffer("prior_mean", torch.zeros(encoder.z_dim))
-        self.register_buffer("label_logits", torch.zeros(classifier.num_classes))
-
-    prior = VAE.prior
+    def __init__(self, encoder, decoder, num_classes, label_prior=None):
+        super().__init__(encoder, decoder)
+        uniform = torch.full((num_classes,), 1 / num_classes)
+        probs = uniform if label_prior is None else torch.as_tensor(label_prior, dtype=torch.float32)
+        if probs.shape != uniform.shape or not ((probs > 0) & probs.isfinite()).all():
+            raise ValueError(f"label_prior must hold {num_classes} probabilities above 0, not {probs.tolist()}")
+        self.num_classes = num_classes
+        self.register_buffer("label_logits", (probs / probs.max()).log())
 
     @property
     def label_prior(self):
-        """p(y), uniform over K labels."""
+        """p(y), a Categorical over K labels."""
         return Categorical(logits=self.label_logits, validate_args=False)
 
     def noise(self, x):
-        """Draw the noise that `elbo_given_noise` needs: x (B, X) -> (B, Z)."""
+        """Draw the noise that `elbo_given_noise` needs: x (B, *X) -> (B, Z)."""
         return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
 
     def elbo_given_noise(self, x, y, noise):
-        """Return −L(x, y) at z = mean + scale · noise, nothing checked: x (B, X), noise (B, Z), y (B,) -> (B,).
+        """Return −L(x, y) at z = mean + scale · noise, nothing checked: x (B, *X), noise (B, Z), y (B,) -> (B,).
 
         Or y (K, 1), or L labels for each image, (L, B), -> (K, B) or (L, B).
         """
@@ -150,16 +155,49 @@ class SemiSupervisedVAE(nn.Module):
         return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
 
     def labeled_elbo(self, x, y):
-        """Return −L(x, y), a one-sample estimate: x (B, X), y (B,) -> (B,), or y (K, 1) -> (K, B).
+        """Return −L(x, y), a one-sample estimate: x (B, *X), y (B,) -> (B,), or y (K, 1) -> (K, B).
 
         Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
         check_batch(x, self)
-        _check_labels_of(y, len(x), self.classifier.num_classes)
+        check_labels(y, len(x), self.num_classes)
         return self.elbo_given_noise(x, y, self.noise(x))
 
+    def labels(self, num, label):
+        """Return `num` labels (num,): all of them `label`, one each if it holds `num`, or drawn from p(y) if None."""
+        if label is None:
+            return self.label_prior.sample((num,))
+        y = torch.as_tensor(label, device=self.prior_mean.device)
+        y = y.expand(num) if y.dim() == 0 else y
+        check_labels(y, num, self.num_classes)
+        return y
+
+    def sample(self, num, label=None, *, mean=False):
+        """Draw (num, *X) by z ~ p(z), x ~ p(x|y, z), or return p(x|y, z)'s mean instead of the draw.
+
+        `label` is a number, `num` of them, or None: y ~ p(y). Raises ValueError for one out of range.
+        """
+        y = self.labels(num, label)
+        return draw(self.decoder(self.prior.sample((num,)), y), mean)
+
+
+class SemiSupervisedVAE(ConditionalVAE):
+    """M2: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
+
+    [2, sections 2.1 and 3.1.2]; `label_prior` as in `ConditionalVAE`.
+    """
+
+    def __init__(self, encoder, decoder, classifier, label_prior=None):
+        super().__init__(encoder, decoder, classifier.num_classes, label_prior)
+        self.classifier = classifier
+
+    def label_posterior(self, x):
+        """Return q(y|x), a Categorical over K labels: (B, *X) -> batch shape (B,)."""
+        check_batch(x, self)
+        return self.classifier(x)
+
     def unlabeled_elbo(self, x, marginalize=marginalize):
-        """Return −U(x), summing over labels by `marginalize`: (B, X) -> (B,).
+        """Return −U(x), summing over labels by `marginalize`: (B, *X) -> (B,).
 
         The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
         """
@@ -169,130 +207,10 @@ class SemiSupervisedVAE(nn.Module):
         return objectives.unlabeled_elbo(expected, label_posterior)
 
     def classify(self, x):
-        """Return the most probable label under q(y|x): (B, X) -> (B,)."""
-        check_batch(x, self)
-        return self.classifier.classify(x)
+        """Return the most probable label under q(y|x): (B, *X) -> (B,)."""
+        return self.label_posterior(x).logits.argmax(-1)
 
     def reconstruct(self, x):
-        """Return p(x|y, z)'s mean at the inferred label and the posterior's mean: (B, X) -> (B, X)."""
+        """Return p(x|y, z)'s mean at the inferred label and the posterior's mean: (B, *X) -> (B, *X)."""
         y = self.classify(x)
         return self.decoder(self.encoder(x, y).mean, y).mean
-
-    def sample(self, label, num, mean=False):
-        """Draw (num, X) images of class `label`, or return p(x|y, z)'s mean instead of the draw."""
-        y = torch.full((num,), label, device=self.prior_mean.device)
-        return _draw(self.decoder(self.prior.sample((num,)), y), mean)
-
-
-class StackedSemiSupervisedVAE(nn.Module):
-    """M1+M2: p(x, z1, y, z2) = p(x|z1) p(z1|y, z2) p(y) p(z2): `m2` describes the latents z1 of `m1`, not pixels.
-
-    [2, section 2.2]. z1 are the `active` latents, given by their indices (A,), which `active_latents` finds; the others
-    keep M1's prior. The paper trains M1 first, then M2 on its `features`; the bounds here are for training both.
-    """
-
-    def __init__(self, m1, m2, active):
-        super().__init__()
-        self.m1, self.m2 = m1, m2
-        self.register_buffer("active", active)
-
-    def features(self, x):
-        """Return mean and standard deviation of q(z1|x), side by side: (B, X) -> (B, 2A)."""
-        check_batch(x, self.m1)
-        with torch.no_grad():
-            posterior = self.m1.encoder(x)
-            return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
-
-    def _encode(self, x):
-        """Return q(z1|x) as one Normal for each latent, a draw of all latents, (B, Z), and its active part, (B, A)."""
-        check_batch(x, self.m1)
-        posterior = self.m1.encoder(x)
-        z = posterior.rsample()
-        return posterior.base_dist, z, z[:, self.active]
-
-    def _elbo(self, x, elbo_of_latents):
-        posterior, z, z1 = self._encode(x)
-        return objectives.stacked_elbo(x, posterior, self.m1.decoder(z), self.active, elbo_of_latents(z1))
-
-    def classifier(self, x):
-        """Return q(y|z1) at a draw z1 ~ q(z1|x), of batch shape (B,)."""
-        return self.m2.classifier(self.m1.encoder(x).rsample()[:, self.active])
-
-    def labeled_elbo(self, x, y):
-        """Return a one-sample estimate of the bound on log p(x, y): x (B, X), y (B,) -> (B,)."""
-        return self._elbo(x, lambda z1: self.m2.labeled_elbo(z1, y))
-
-    def unlabeled_elbo(self, x, marginalize=marginalize):
-        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,)."""
-        return self._elbo(x, lambda z1: self.m2.unlabeled_elbo(z1, marginalize))
-
-    @staticmethod
-    def draw(features, generator):
-        """Draw latents from the posteriors in `features`, anew for every batch: (B, 2A) -> (B, A)."""
-        mean, stddev = features.chunk(2, dim=1)
-        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device)
-
-    def classify(self, x):
-        """Return the most probable label under q(y|z1) at the mean of q(z1|x): (B, X) -> (B,)."""
-        return self.m2.classify(self.features(x).chunk(2, dim=1)[0])
-
-
-class SkipSemiSupervisedVAE(StackedSemiSupervisedVAE):
-    """M1+M2 with skips: p(x, z1, y, z2) = p(x|y, z1) p(z1|y, z2) p(y) p(z2), and q(y|x) in place of q(y|z1).
-
-    In M1+M2 all that label and image know of each other passes through a few noisy latents z1. Here they also meet
-    directly, as in M2: M1's decoder takes the label, too, and `image_classifier` sees the image. `m2.classifier` serves
-    only while `m2` is trained alone; no bound here uses it. A smaller relative of the skip deep generative model, with
-    two stochastic layers and skip connections (Maaløe et al. 2016, Auxiliary Deep Generative Models, arXiv:1602.05473).
-    Raises ValueError if M1's decoder takes no label, or the two classifiers tell different numbers of classes apart.
-    """
-
-    def __init__(self, m1, m2, active, image_classifier):
-        super().__init__(m1, m2, active)
-        if m1.decoder.network.label_column is None:
-            raise ValueError("M1's decoder must take the label: give it num_classes")
-        if image_classifier.num_classes != m2.classifier.num_classes:
-            raise ValueError(
-                f"{image_classifier.num_classes} classes of images, but M2 has {m2.classifier.num_classes}"
-            )
-        self.image_classifier = image_classifier
-
-    def _bound(self, x):
-        """Return y ↦ −L(x, y) at one draw of z1 and of the noise for z2, which all labels share: y (B,) -> (B,).
-
-        Or y (K, 1), or L labels for each image, (L, B), -> (K, B) or (L, B).
-        """
-        posterior, z, z1 = self._encode(x)
-        noise = self.m2.noise(z1)
-
-        def bound(y):
-            of_latents, likelihood = self.m2.elbo_given_noise(z1, y, noise), self.m1.decoder(z, y)
-            return objectives.stacked_elbo(x, posterior, likelihood, self.active, of_latents)
-
-        return bound
-
-    def classifier(self, x):
-        """Return q(y|x): (B, X) -> batch shape (B,)."""
-        return self.image_classifier(x)
-
-    def labeled_elbo(self, x, y):
-        """Return a one-sample estimate of the bound on log p(x, y): y (B,) -> (B,), or y (K, 1) -> (K, B).
-
-        Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
-        """
-        bound = self._bound(x)
-        _check_labels_of(y, len(x), self.image_classifier.num_classes)
-        return bound(y)
-
-    def unlabeled_elbo(self, x, marginalize=marginalize):
-        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, X) -> (B,).
-
-        Raises ValueError for a wrong shape, or values outside the decoder's support.
-        """
-        bound, label_posterior = self._bound(x), self.image_classifier(x)
-        return objectives.unlabeled_elbo(marginalize(bound, label_posterior), label_posterior)
-
-    def classify(self, x):
-        """Return the most probable label under q(y|x): (B, X) -> (B,). Raises ValueError as `unlabeled_elbo` does."""
-        check_batch(x, self.m1)
-        return self.image_classifier.classify(x)

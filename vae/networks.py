@@ -1,58 +1,77 @@
-"""Encoder, decoder and classifier: multilayer perceptrons that return distributions.
+"""Encoder, decoders and classifier: networks that return distributions, and the protocol that they follow.
 
-Shapes: B batch, K classes, X data dimensions, Z latents, H hidden units.
+Shapes: B batch, K classes, X one example's shape, Z latents; … stands for any leading dimensions, such as S samples.
+
+**The protocol.** A shape is a tuple, or a number for a vector.
+- A *network* is made by `network(in_shape, hidden_dims, out_shape, num_classes=0)` and maps (…, *in_shape) to
+  (…, *out_shape) in float32 or float64, whatever the autocast. With `num_classes` it also takes whole numbers y that
+  broadcast against the leading dimensions: (B,), a label for each example; (K, 1), all labels for each; (L, B), L
+  labels for each, of its own. An encoder's or a classifier's network has its last linear layer in `output`; one with
+  labels has `label_embedding`, an nn.Embedding, or None. `MLP` is one, `vae.conv` has two more.
+- An *encoder* maps x (…, *X), and y, to q(z|x) or q(z|x, y): event shape (Z,), batch shape (…), in `x_shape`, `z_dim`.
+- A *decoder* maps z (…, Z), and y, to a likelihood of event shape X and batch shape (…); an example's density must
+  depend on its own z and y alone. `check(x)` raises ValueError for values that it has no density for.
+So a new decoder is one subclass of `Decoder`: `forward`, and `check` where pixels in [0, 1] are not what it models.
 """
 
+import math
 from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent
 
-from vae.data import check_pixels
-from vae.likelihoods import ContinuousBernoulli, IndependentBernoulli, OptimalNormal
+from vae.distributions import ContinuousBernoulli, IndependentBernoulli, check_pixels, diagonal_normal
 
 
-def diagonal_normal(mean, scale):
-    """Normal(mean, diag(scale²)) over the last dimension, so that `log_prob` has the batch's shape."""
-    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+def as_shape(size):
+    """Return a tuple: `size` itself, or (size,) for a number."""
+    return (size,) if isinstance(size, int) else tuple(size)
 
 
 class MLP(nn.Module):
-    """Fully connected layers with ReLU between them; a label y, if any, adds a learned column to the first layer.
+    """Fully connected layers with ReLU between them; a label y, if any, adds its embedding to the first layer.
 
-    The column is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
-    Written so, the 784-wide product W_x x is computed once per image, however many labels broadcast against it.
-    Columns start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first tends to
-    go unused, because by then the latents have learned to say what it would have said.
+    The embedding is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
+    Written so, the wide product W_x x is computed once per example, however many labels broadcast against it.
+    Embeddings start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first tends
+    to go unused, because by then the latents have learned to say what it would have said.
     """
 
-    def __init__(self, in_dim, hidden_dims, out_dim, num_classes=0):
+    def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0):
         super().__init__()
+        self.in_shape, self.out_shape = as_shape(in_shape), as_shape(out_shape)
         first, *_ = hidden_dims
-        self.first = nn.Linear(in_dim, first)
-        self.label_column = nn.Embedding(num_classes, first) if num_classes else None
-        widths = pairwise([*hidden_dims, out_dim])
-        self.rest = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(inplace=True), nn.Linear(a, b))))
+        self.input = nn.Linear(math.prod(self.in_shape), first)
+        self.label_embedding = nn.Embedding(num_classes, first) if num_classes else None
+        layers = [layer for a, b in pairwise(hidden_dims) for layer in (nn.ReLU(inplace=True), nn.Linear(a, b))]
+        self.hidden = nn.Sequential(*layers, nn.ReLU(inplace=True))
+        self.output = nn.Linear(hidden_dims[-1], math.prod(self.out_shape))
 
     def forward(self, x, y=None):
-        """Map (B, X) to (B, out_dim), or, with labels of shape (K, 1) or (K, B) instead of (B,), to (K, B, out_dim)."""
-        if (y is None) != (self.label_column is None):
+        """Map (B, *in_shape) to (B, *out_shape); labels of shape (K, 1) or (L, B) add a first dimension, K or L."""
+        if (y is None) != (self.label_embedding is None):
             raise ValueError("a network made with num_classes needs labels, and one made without takes none")
-        hidden = self.first(x)  # (B, H)
-        if self.label_column is not None:
-            hidden = hidden + self.label_column(y)  # (B, H) + (B, H) -> (B, H), or + (K, 1, H) -> (K, B, H)
-        output = self.rest(hidden)
-        return output.to(torch.promote_types(output.dtype, torch.float32))  # densities need more than bfloat16
+        hidden = self.input(x.flatten(-len(self.in_shape)))  # (B, H)
+        if self.label_embedding is not None:
+            hidden = hidden + self.label_embedding(y)  # (B, H) + (B, H) -> (B, H), or + (K, 1, H) -> (K, B, H)
+        output = self.output(self.hidden(hidden))
+        output = output.to(torch.promote_types(output.dtype, torch.float32))  # densities need more than bfloat16
+        return output.unflatten(-1, self.out_shape)
+
+    def add_label_embedding(self, num_classes):
+        """Let a trained network take labels from now on, through embeddings of 0: its function is as it was."""
+        zeros = self.input.weight.new_zeros(num_classes, self.input.out_features)
+        self.label_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
 
 
 class Encoder(nn.Module):
     """The approximate posterior q(z|x), or q(z|x, y) with `num_classes`: a diagonal Normal."""
 
-    def __init__(self, x_dim, z_dim, hidden_dims, num_classes=0):
+    def __init__(self, x_shape, z_dim, hidden_dims, num_classes=0, network=MLP):
         super().__init__()
-        self.x_dim, self.z_dim = x_dim, z_dim
-        self.network = MLP(x_dim, hidden_dims, 2 * z_dim, num_classes)
+        self.x_shape, self.z_dim = as_shape(x_shape), z_dim
+        self.network = network(self.x_shape, hidden_dims, 2 * z_dim, num_classes)
 
     def forward(self, x, y=None):
         """Return the posterior over z, of batch shape (B,), or (K, B) for labels of shape (K, 1) or (K, B)."""
@@ -60,98 +79,51 @@ class Encoder(nn.Module):
         return diagonal_normal(mean, log_scale.exp())
 
 
-class BernoulliDecoder(nn.Module):
-    """The likelihood p(x|z), or p(x|y, z), of pixels in {0, 1}: independent Bernoullis."""
-
-    def __init__(self, z_dim, x_dim, hidden_dims, num_classes=0):
-        super().__init__()
-        self.network = MLP(z_dim, hidden_dims, x_dim, num_classes)
-
-    def forward(self, z, y=None):
-        """Return the likelihood of x. Unvalidated, so that grey pixels get their expected log-likelihood as well."""
-        return IndependentBernoulli(self.network(z, y))
-
-    check = staticmethod(check_pixels)
-
-
-class ContinuousBernoulliDecoder(BernoulliDecoder):
-    """The likelihood of grey pixels in [0, 1]: a Bernoulli's formula *with* the normaliser that makes it a density."""
-
-    def forward(self, z, y=None):
-        """Return the likelihood of x."""
-        return Independent(ContinuousBernoulli(self.network(z, y), validate_args=False), 1, validate_args=False)
-
-
-class GaussianDecoder(nn.Module):
-    """The likelihood p(x|z), or p(x|y, z), of real x: independent Normals. `scale` says where their scales come from.
-
-    - a number: it is the scale, everywhere
-    - "global": one for everything, a learned parameter
-    - "optimal": one for everything, in closed form: σ² is the mean squared error, at which the likelihood is largest
-      (Rybkin et al. 2021, equation 5). In training it is the batch's; a running mean of it is kept for evaluation
-    - "example": one for each z, learned as a function of it
-    - "pixel": one for each dimension and z, learned as a function of z
-
-    The last two are kept between the two `scale_limits`, if there are any.
-
-    A single scale, as in probabilistic PCA, cannot explain the data's spread in one dimension by noise and in another
-    by z. A scale for each dimension can, and then z may go unused; and wherever the data have no spread at all it falls
-    to 0, the density grows for ever, and the first surprise costs as much. The data set the limits: dequantised 8-bit
-    pixels cannot be known better than to 1/(256 √12), and no number in [0, 1] varies by more than 1/2.
-    """
-
-    def __init__(self, z_dim, x_dim, hidden_dims, num_classes=0, scale="example", scale_limits=None):
-        super().__init__()
-        if isinstance(scale, str) and scale not in ("global", "optimal", "example", "pixel"):
-            raise ValueError(f"scale = {scale!r} must be a number, 'global', 'optimal', 'example' or 'pixel'")
-        if scale_limits and scale not in ("example", "pixel"):
-            raise ValueError(f"scale = {scale!r} has no use for scale_limits; they are for 'example' and 'pixel'")
-        self.x_dim, self.scale, self.scale_limits = x_dim, scale, scale_limits
-        num_scales = {"example": 1, "pixel": x_dim}.get(scale, 0)
-        self.network = MLP(z_dim, hidden_dims, x_dim + num_scales, num_classes)
-        if scale == "global":
-            self.log_scale = nn.Parameter(torch.zeros(()))
-        if scale == "optimal":
-            self.register_buffer("mean_square", torch.ones(()))
-
-    def forward(self, z, y=None):
-        """Return the likelihood of x."""
-        output = self.network(z, y)
-        mean, log_scale = output[..., : self.x_dim], output[..., self.x_dim :]
-        if self.scale == "optimal":
-            if self.training:
-                return Independent(OptimalNormal(mean, self.mean_square), 1, validate_args=False)
-            scale = self.mean_square.sqrt()
-        elif self.scale == "global":
-            scale = self.log_scale.exp()
-        elif self.scale_limits:
-            low, high = self.scale_limits
-            scale = low + (high - low) * log_scale.sigmoid()
-        elif isinstance(self.scale, str):
-            scale = log_scale.exp()
-        else:
-            scale = torch.as_tensor(self.scale, dtype=mean.dtype, device=mean.device)
-        return diagonal_normal(mean, scale.expand_as(mean))
-
-    @staticmethod
-    def check(x):
-        """Raise ValueError unless every value is finite."""
-        if not x.isfinite().all():
-            raise ValueError("x must be finite, but it holds NaN or infinite values")
-
-
 class Classifier(nn.Module):
     """q(y|x): a Categorical over K classes."""
 
-    def __init__(self, x_dim, num_classes, hidden_dims):
+    def __init__(self, x_shape, num_classes, hidden_dims, network=MLP):
         super().__init__()
         self.num_classes = num_classes
-        self.network = MLP(x_dim, hidden_dims, num_classes)
+        self.network = network(x_shape, hidden_dims, num_classes)
 
     def forward(self, x):
         """Return the distribution over labels, of batch shape (B,)."""
         return Categorical(logits=self.network(x), validate_args=False)
 
     def classify(self, x):
-        """Return the most probable label: (B, X) -> (B,)."""
+        """Return the most probable label: (B, *X) -> (B,)."""
         return self(x).logits.argmax(-1)
+
+
+class Decoder(nn.Module):
+    """The likelihood p(x|z), or p(x|y, z) with `num_classes`: a subclass says which in `forward(z, y=None)`.
+
+    Its network's outputs have the shape of x, and `num_scales()` more in the first dimension.
+    """
+
+    check = staticmethod(check_pixels)
+
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP):
+        super().__init__()
+        self.x_shape = first, *others = as_shape(x_shape)
+        self.network = network(z_dim, hidden_dims, (first + self.num_scales(), *others), num_classes)
+
+    def num_scales(self):
+        """Return how many outputs are no means: a Gaussian's."""
+        return 0
+
+
+class BernoulliDecoder(Decoder):
+    """Pixels in {0, 1}: independent Bernoullis. Gray pixels get their expected log-likelihood, which is no density."""
+
+    def forward(self, z, y=None):
+        return IndependentBernoulli(self.network(z, y), len(self.x_shape))
+
+
+class ContinuousBernoulliDecoder(Decoder):
+    """Gray pixels in [0, 1]: a Bernoulli's formula *with* the normalizer that makes it a density."""
+
+    def forward(self, z, y=None):
+        pixels = ContinuousBernoulli(self.network(z, y), validate_args=False)
+        return Independent(pixels, len(self.x_shape), validate_args=False)

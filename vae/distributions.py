@@ -9,6 +9,18 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, co
 from torch.nn.functional import softplus
 
 
+def diagonal_normal(mean, scale, event_dims=1):
+    """Return Normal(mean, diag(scale²)) over the last `event_dims` dimensions: `log_prob` has the batch's shape."""
+    return Independent(Normal(mean, scale, validate_args=False), event_dims, validate_args=False)
+
+
+def check_pixels(x):
+    """Raise ValueError unless every value is a number in [0, 1]."""
+    low, high = x.aminmax() if x.numel() else (0, 0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"pixels must lie in [0, 1], but these span [{low:g}, {high:g}]; divide 8-bit images by 255")
+
+
 class _BernoulliLogProb(torch.autograd.Function):
     """Σ_d [x_d l_d − log(1 + exp(l_d))] over the last dimension of logits l (…, D), for x that broadcasts to it.
 
@@ -32,22 +44,23 @@ class _BernoulliLogProb(torch.autograd.Function):
 
 
 class IndependentBernoulli(Independent):
-    """Independent(Bernoulli(logits=logits), 1), whose `log_prob` takes two thirds of the time, gradient included."""
+    """Independent(Bernoulli(logits=logits), event_dims), whose `log_prob` takes two thirds of the time."""
 
-    def __init__(self, logits):
-        super().__init__(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+    def __init__(self, logits, event_dims=1):
+        super().__init__(Bernoulli(logits=logits, validate_args=False), event_dims, validate_args=False)
 
     def log_prob(self, value):
-        """Return log p(value) in nats: (…, D) -> (…), once differentiable in the logits, not in `value`."""
+        """Return log p(value) in nats: (…, *event) -> (…), once differentiable in the logits, not in `value`."""
         if value.requires_grad:
             raise ValueError("log_prob has no gradient in the pixels; detach them")
-        return _BernoulliLogProb.apply(self.base_dist.logits, value)
+        first = -len(self.event_shape)
+        return _BernoulliLogProb.apply(self.base_dist.logits.flatten(first), value.flatten(first))
 
 
 class ContinuousBernoulli(Distribution):
-    """The density of x in [0, 1] proportional to exp(x · logit): a Bernoulli's formula *with* its normaliser.
+    """The density of x in [0, 1] proportional to exp(x · logit): a Bernoulli's formula *with* its normalizer.
 
-    Loaiza-Ganem & Cunningham 2019, equation 8. torch.distributions has one, but computes the normaliser from clamped
+    Loaiza-Ganem & Cunningham 2019, equation 8. torch.distributions has one, but computes the normalizer from clamped
     probabilities: beyond logits of ±16 it stays constant, by 0.6 nats too low at 30, and its gradient is 0.
     """
 
@@ -86,20 +99,3 @@ class ContinuousBernoulli(Distribution):
         safe = size.masked_fill(small, 1)
         x = torch.where(small, u, torch.log1p(-u * -torch.expm1(-safe)).neg() / safe)  # of logit −size
         return torch.where(self.logits > 0, 1 - x, x)
-
-
-class OptimalNormal(Normal):
-    """Normals of one common scale: the root mean square error of the very values whose `log_prob` is asked.
-
-    For training only, because a density does not know its value. Keeps a running mean of σ² in `mean_square`, a scalar.
-    """
-
-    def __init__(self, mean, mean_square):
-        super().__init__(mean, mean_square.sqrt().expand_as(mean), validate_args=False)
-        self.mean_square = mean_square
-
-    def log_prob(self, value):
-        """Return log p(value) in nats, elementwise, at the scale where its sum is largest."""
-        mean_square = (value - self.mean).square().mean()
-        self.mean_square.lerp_(mean_square.detach(), 0.01)
-        return Normal(self.mean, mean_square.sqrt(), validate_args=False).log_prob(value)

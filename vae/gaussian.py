@@ -1,0 +1,119 @@
+"""Gaussian decoders of real x, by where their scale σ comes from: the choice that makes training stable, or not.
+
+A single scale, as in probabilistic PCA, cannot explain the data's spread in one dimension by noise and in another by z.
+A scale for each dimension can, and then z may go unused. Shapes as in `vae.networks`.
+"""
+
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal
+
+from vae.distributions import diagonal_normal
+from vae.networks import Decoder
+
+
+class GaussianDecoder(Decoder):
+    """One scale for each z, learned as a function of it."""
+
+    def num_scales(self):
+        return 1
+
+    def forward(self, z, y=None):
+        mean, log_scale = self.mean_and_log_scale(z, y)
+        return diagonal_normal(mean, self.scale(log_scale).expand_as(mean), len(self.x_shape))
+
+    def mean_and_log_scale(self, z, y):
+        """Return the mean (…, *X), and the outputs for scales, `num_scales()` in the place of X's first dimension."""
+        return self.network(z, y).tensor_split([self.x_shape[0]], dim=-len(self.x_shape))
+
+    def scale(self, log_scale):
+        """Return σ, of a shape that expands to x's; a network of images says it once per pixel, which is averaged."""
+        return log_scale.mean(tuple(range(-len(self.x_shape), 0)), keepdim=True).exp()
+
+    @staticmethod
+    def check(x):
+        """Raise ValueError unless every value is finite."""
+        if not x.isfinite().all():
+            raise ValueError("x must be finite, but it holds NaN or infinite values")
+
+
+class DiagonalGaussianDecoder(GaussianDecoder):
+    """A scale for each dimension and z, learned as a function of z, between the two `scale_limits` if there are any.
+
+    Without limits, wherever the data have no spread at all σ falls to 0, the density grows for ever, and the first
+    surprise costs as much. The data set them: dequantized 8-bit pixels cannot be known better than to 1/(256 √12), and
+    no number in [0, 1] varies by more than 1/2.
+    """
+
+    def __init__(self, *sizes, scale_limits=None, **options):
+        super().__init__(*sizes, **options)
+        self.scale_limits = scale_limits
+
+    def num_scales(self):
+        return self.x_shape[0]
+
+    def scale(self, log_scale):
+        if not self.scale_limits:
+            return log_scale.exp()
+        low, high = self.scale_limits
+        return low + (high - low) * log_scale.sigmoid()
+
+
+class SharedGaussianDecoder(GaussianDecoder):
+    """One scale for everything: a learned parameter, or the number `fixed_scale`; 1 is the squared error."""
+
+    def __init__(self, *sizes, fixed_scale=None, **options):
+        super().__init__(*sizes, **options)
+        if fixed_scale is None:
+            self.log_scale = nn.Parameter(torch.zeros(()))
+        self.fixed_scale = fixed_scale
+
+    def num_scales(self):
+        return 0
+
+    def scale(self, log_scale):
+        return self.log_scale.exp() if self.fixed_scale is None else log_scale.new_tensor(self.fixed_scale)
+
+
+class OptimalNormal(Normal):
+    """Normals of one common scale: the root mean square error of the very values whose `log_prob` is asked.
+
+    For training only, because a density does not know its value. Keeps a running mean of σ² in `mean_square`, a scalar.
+    """
+
+    def __init__(self, mean, mean_square):
+        super().__init__(mean, mean_square.sqrt().expand_as(mean), validate_args=False)
+        self.mean_square = mean_square
+
+    def log_prob(self, value):
+        """Return log p(value) in nats, elementwise, at the scale where its sum is largest."""
+        mean_square = (value - self.mean).square().mean()
+        self.mean_square.lerp_(mean_square.detach(), 0.01)
+        return Normal(self.mean, mean_square.sqrt(), validate_args=False).log_prob(value)
+
+
+class OptimalGaussianDecoder(SharedGaussianDecoder):
+    """One scale for everything, in closed form: σ² is the mean squared error, where the likelihood is largest.
+
+    Rybkin et al. 2021, equation 5. In training σ² is the batch's, so an example's density depends on the batch; a
+    running mean is kept for evaluation. Raises ValueError for `num_classes`: the sum over labels would pool the errors
+    of all labels, likely or not, and give each way of summing another value.
+    """
+
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, **options):
+        if num_classes:
+            raise ValueError(
+                f"num_classes = {num_classes}: a scale in closed form would pool the errors of all labels, likely or "
+                "not; where labels are summed over, take SharedGaussianDecoder, which learns its one scale"
+            )
+        super().__init__(z_dim, x_shape, hidden_dims, fixed_scale=1.0, **options)
+        self.register_buffer("mean_square", torch.ones(()))
+
+    def forward(self, z, y=None):
+        if not self.training:
+            return super().forward(z, y)
+        mean, _ = self.mean_and_log_scale(z, y)
+        return Independent(OptimalNormal(mean, self.mean_square), len(self.x_shape), validate_args=False)
+
+    def scale(self, log_scale):
+        return self.mean_square.sqrt()

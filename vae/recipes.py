@@ -1,0 +1,222 @@
+"""How M1, M2 and M1+M2 are trained, for any data: stages, each of them one call of `fit`.
+
+`folder` is where a killed run resumes from, one checkpoint a stage; `evaluate` is asked after each epoch, as in `fit`.
+Every function that trains returns the history. `recipe` is kept in the checkpoints: one of other settings is refused.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+from torch import nn
+
+from vae import objectives
+from vae.evaluation import active_latents
+from vae.gaussian import GaussianDecoder
+from vae.marginalization import marginalize_topk
+from vae.models import ConditionalVAE, SemiSupervisedVAE
+from vae.networks import Classifier, Encoder
+from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
+from vae.training import fit
+
+
+class Stage(NamedTuple):
+    """Some epochs in which `learner`, a model or a part of one, minimizes `loss` of each of `batches`; 0 skip it."""
+
+    name: str
+    epochs: int
+    lr: float
+    loss: object
+    learner: nn.Module
+    batches: object
+    frozen: nn.Module = nn.Module()  # a part of `learner` that does not learn
+
+
+def run_stages(stages, recipe, folder, evaluate):
+    """Train one stage after the other."""
+    history, options = [], {"settings": {"recipe": asdict(recipe)}, "bf16": recipe.bf16, "evaluate": evaluate}
+    for name, epochs, lr, loss, learner, batches, frozen in (stage for stage in stages if stage.epochs):
+        where = {"name": name, "checkpoint": folder and folder / f"{name}.pt"}
+        frozen.requires_grad_(False)
+        history += fit(loss, learner, batches, epochs=epochs, lr=lr, **where, **options)
+        frozen.requires_grad_(True)
+    return history
+
+
+@dataclass(frozen=True)
+class M1Recipe:
+    """M1: epochs with 0.3 of the KL divergence, then with the ELBO, then with the importance-weighted bound."""
+
+    warm_up_epochs: int = 0
+    epochs: int = 40
+    iwae_epochs: int = 0
+    iwae_samples: int = 0  # draws of z per image in the last of these stages
+    lr: float = 2e-3
+    bf16: bool = False
+
+
+def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
+    """Train a VAE on `Batches` of images."""
+
+    def negative_elbo(kl_weight, x):
+        posterior, likelihood = vae(x)
+        return -objectives.elbo(x, posterior, likelihood, vae.prior, kl_weight).mean()
+
+    def negative_weighted_bound(x):
+        return -vae.importance_weighted_bound(x, recipe.iwae_samples).mean()
+
+    stages = [
+        Stage("M1 warm-up", recipe.warm_up_epochs, recipe.lr, partial(negative_elbo, 0.3), vae, batches),
+        Stage("M1", recipe.epochs, recipe.lr, partial(negative_elbo, 1), vae, batches),
+        Stage("M1 iwae", recipe.iwae_epochs, recipe.lr, negative_weighted_bound, vae, batches),
+    ]
+    return run_stages(stages, recipe, folder, evaluate)
+
+
+@dataclass(frozen=True)
+class LabelsRecipe:
+    """A classifier on the labels alone: the supervised baseline, or with `linear_probe` its last layer only."""
+
+    epochs: int = 8
+    lr: float = 1e-3
+    linear_probe: bool = False
+    bf16: bool = False
+
+
+def train_on_labels(classifier, batches, recipe, folder=None, evaluate=dict):
+    """Train a Classifier on the labeled images of `SemiSupervisedBatches`."""
+    stage = _labels_stage("labels", recipe.epochs, recipe.lr, classifier, recipe.linear_probe, batches)
+    return run_stages([stage], recipe, folder, evaluate)
+
+
+def _labels_stage(name, epochs, lr, classifier, linear_probe, batches):
+    def cross_entropy(batch):
+        x, y, _ = batch
+        return -classifier(x).log_prob(y).mean()
+
+    return Stage(name, epochs, lr, cross_entropy, classifier.network.output if linear_probe else classifier, batches)
+
+
+@dataclass(frozen=True)
+class M2Recipe:
+    """M2 in stages, so that y means the class before the bound of unlabeled images can move it.
+
+    First the classifier learns the labels: all of it, or with `linear_probe` its last layer alone, as is right after
+    `start_from_encoder`. Then it is frozen, and encoder and decoder learn from its guesses. Then all learn together.
+    """
+
+    label_epochs: int = 2
+    frozen_epochs: int = 3
+    unfrozen_epochs: int = 15
+    lr: float = 2e-3
+    alpha_per_image: float = 1  # α / N: what the labels' cross-entropy weighs [2, equation 9]; 0.1 in the paper
+    topk: int = 1  # labels summed exactly; one more is drawn for all the others
+    linear_probe: bool = True
+    bf16: bool = False
+
+
+def m2_loss(model, batches, recipe):
+    """Return the loss of M2 or M1+M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9]."""
+    sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
+    alpha = recipe.alpha_per_image * sum(sizes.values())
+    marginalize = partial(marginalize_topk, k=recipe.topk)
+
+    def loss(batch):
+        x, y, x_unlabeled = batch
+        bounds = model.labeled_elbo(x, y), model.unlabeled_elbo(x_unlabeled, marginalize)
+        return -objectives.j_alpha(*bounds, model.label_posterior(x).log_prob(y), alpha=alpha, **sizes)
+
+    return loss
+
+
+def train_m2(m2, batches, recipe, folder=None, evaluate=dict):
+    """Train a SemiSupervisedVAE on `SemiSupervisedBatches`, in the stages of its `M2Recipe`."""
+    return run_stages(_m2_stages(m2, batches, recipe), recipe, folder, evaluate)
+
+
+def _m2_stages(m2, batches, recipe):
+    loss, lr = m2_loss(m2, batches, recipe), recipe.lr
+    return [
+        _labels_stage("labels", recipe.label_epochs, lr, m2.classifier, recipe.linear_probe, batches),
+        Stage("frozen", recipe.frozen_epochs, lr, loss, m2, batches, frozen=m2.classifier),
+        Stage("unfrozen", recipe.unfrozen_epochs, lr, loss, m2, batches),
+    ]
+
+
+@dataclass(frozen=True)
+class M1M2Recipe(M2Recipe):
+    """M1+M2: the stages of M2 on M1's latents, M1 fixed; then M1 and M2 together on images.
+
+    Between the two, with skips, the last layer of the classifier of images learns the labels for `probe_epochs`.
+    """
+
+    frozen_epochs: int = 6
+    unfrozen_epochs: int = 6
+    lr: float = 3e-3
+    linear_probe: bool = False
+    probe_epochs: int = 0
+    joint_epochs: int = 16
+    joint_lr: float = 2e-3
+
+
+def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluate=dict):
+    """Train M1+M2, with or without skips; `m2` is the M2 of latents of the StackedSemiSupervisedVAE that it is, or was.
+
+    `feature_batches` and `batches` hold the same images, as `model.features` and as pixels.
+    """
+    stages = _m2_stages(m2, feature_batches, recipe)
+    if recipe.probe_epochs:
+        stages += [_labels_stage("probe", recipe.probe_epochs, recipe.lr, model.classifier, True, batches)]
+    stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
+    return run_stages(stages, recipe, folder, evaluate)
+
+
+def start_from_encoder(classifier, encoder):
+    """Give a Classifier all layers of a VAE's trained encoder but the last, and return it.
+
+    Raises ValueError where their hidden layers differ.
+    """
+    last = {id(p) for p in classifier.network.output.parameters()}
+    own = {name: p for name, p in classifier.network.named_parameters() if id(p) not in last}
+    theirs = {name: p for name, p in encoder.network.state_dict().items() if name in own}
+    if [p.shape for p in own.values()] != [p.shape for p in theirs.values()]:
+        raise ValueError("the classifier cannot take over the encoder's hidden layers: give both the same hidden_dims")
+    classifier.network.load_state_dict(theirs, strict=False)
+    return classifier
+
+
+def init_label_embeddings(model, scale):
+    """Draw the label embeddings of an M2's encoder and decoder from Normal(0, scale²), and return the model.
+
+    Large ones, so that the decoder makes use of y from its first step; see `vae.networks.MLP`.
+    """
+    for network in (model.encoder.network, model.decoder.network):
+        nn.init.normal_(network.label_embedding.weight, std=scale)
+    return model
+
+
+def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, label_scale=1):
+    """Return an untrained M1+M2 on those latents of a copy of `m1` that are active on `images` (N, *X).
+
+    Raises ValueError if none is.
+    """
+    active = active_latents(m1, images)
+    if not len(active):
+        raise ValueError("no latent of this M1 says anything of the data; train it longer")
+    encoder = Encoder(len(active), z_dim, hidden_dims, num_classes)
+    decoder = GaussianDecoder(z_dim, len(active), hidden_dims, num_classes)
+    m2 = SemiSupervisedVAE(encoder, decoder, Classifier(len(active), num_classes, hidden_dims))
+    stacked = StackedSemiSupervisedVAE(copy.deepcopy(m1), init_label_embeddings(m2, label_scale), active)
+    return stacked.to(active.device)
+
+
+def add_skips(stacked, classifier):
+    """Return M1+M2 with skips, made of the networks of an M1+M2 and a Classifier of images.
+
+    M1's decoder takes the label from now on, in an embedding that starts at 0, so that M1 is what it was.
+    """
+    m1, m2 = stacked.m1, stacked.m2
+    m1.decoder.network.add_label_embedding(m2.num_classes)
+    without_classifier = ConditionalVAE(m2.encoder, m2.decoder, m2.num_classes, m2.label_prior.probs)
+    return SkipSemiSupervisedVAE(m1, without_classifier, stacked.active, classifier).to(stacked.active.device)
