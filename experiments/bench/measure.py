@@ -1,9 +1,13 @@
-"""Time several calls against each other on a machine that others use too: in turns, and compared turn by turn."""
+"""Seconds and memory of steps, on a machine that others use too: they take turns, and are compared turn by turn."""
 
+import multiprocessing
+import resource
 import time
 from statistics import median
 
 import torch
+
+from experiments.bench.steps import build_step, builder, random_images
 
 
 def _seconds_per_call(call, count):
@@ -35,3 +39,28 @@ def interleave(calls, rounds, seconds):
 def median_ratio(numerators, denominators):
     """Return the median over rounds of one's time over the other's in the same round."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def _peak(case):
+    torch.set_num_threads(case.threads)
+    images = random_images(case.device)
+    builder(case.what)  # imports a peer
+    images[:64] @ images[:64].T  # starts the threads
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    step = build_step(case, images)
+    for _ in range(3):
+        step()
+    if case.device == "cuda":
+        return (torch.cuda.max_memory_allocated() - images.nbytes) / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def peak_mib(case):
+    """Return how many MiB model, optimizer and three steps take at most beyond the images, in a process of their own.
+
+    On a CPU, that is resident memory: it includes what PyTorch's libraries set up on first use, some MiB.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # Adam's first step would import the second
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (case,))

@@ -1,20 +1,20 @@
-"""What is measured: a `Case` says which step, on what sizes; `builder` turns it into a function that runs one step."""
+"""What is measured: a `Case` says which step, on what sizes; `build_step` makes the function that runs one."""
 
 import importlib
 import math
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain, repeat
 
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vae.data import Batches, binarize
-from vae.evaluation import log_likelihood
+from vae.evaluation import evaluate_mean, log_likelihood
 from vae.marginalization import marginalize, marginalize_loop, marginalize_topk
 from vae.models import VAE, SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.training import evaluate_mean
 
 MARGINALIZATIONS = {
     "m2_exact": marginalize,
@@ -22,13 +22,17 @@ MARGINALIZATIONS = {
     "m2_loop": marginalize_loop,
     "m2_topk": partial(marginalize_topk, k=1),
 }
+EVALUATIONS = ("evaluation", "iwae")
 PEERS = {"pythae_m1": "pythae", "pyro_m2": "pyro"}  # and the package that each needs
-WHAT = ("m1", "m2_exact", "m2_loop", "m2_topk", "evaluation", "iwae", *PEERS)  # and m2_chunked, for many labels
+MISSING = [what for what, package in PEERS.items() if find_spec(package) is None]
+WHAT = ("m1", "m2_exact", "m2_loop", "m2_topk", *EVALUATIONS, *PEERS)  # and m2_chunked, for many labels
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+THREADS = 2  # for all that is not measured with 1 as well
 
 
 @dataclass(frozen=True)
 class Case:
-    """One step: `what`, `dtype` fp32 or bf16, `mode` eager or a mode of torch.compile."""
+    """One step: `what`, `dtype` one of DTYPES, `mode` eager or a mode of torch.compile."""
 
     what: str
     batch: int
@@ -38,6 +42,7 @@ class Case:
     num_classes: int = 10
     z_dim: int = 50
     num_samples: int = 20  # of "iwae"
+    threads: int = THREADS
 
     def autocast(self):
         """Run the layers in this case's precision."""
@@ -52,7 +57,6 @@ def random_images(device="cpu", rows=10_000):
 
 def build_model(case):
     """Return the untrained model: M1 784-500-500-z, or M2 with one hidden layer of 500 in each network."""
-    torch.manual_seed(0)
     z_dim, num_classes = case.z_dim, case.num_classes
     if case.what not in MARGINALIZATIONS:
         return VAE(Encoder(784, z_dim, [500, 500]), BernoulliDecoder(z_dim, 784, [500, 500])).to(case.device)
@@ -60,66 +64,56 @@ def build_model(case):
     return SemiSupervisedVAE(*networks, Classifier(784, num_classes, [500])).to(case.device)
 
 
-def endless_batches(case, images):
-    """Yield batches (B, 784) of `images`, binarised anew, epoch after epoch."""
-    batches = Batches(images, case.batch, torch.Generator(case.device).manual_seed(0), binarize)
-    while True:
-        yield from batches
-
-
-def training_step(loss_fn, model, batches, case, lr=1e-3, total_steps=1_000_000):
-    """Return a function that takes the next batch and makes one update: what `vae.training.fit` does for each."""
+def build_training(case, lr=1e-3, total_steps=1_000_000):
+    """Return what `vae.training.fit` does with a batch (B, 784), of M1 or of M2 without labels; it returns the loss."""
+    model = build_model(case)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps)
 
-    def step():
+    def loss_fn(x):
+        bound = model.elbo(x) if case.what == "m1" else model.unlabeled_elbo(x, MARGINALIZATIONS[case.what])
+        return -bound.mean()
+
+    if case.mode != "eager":
+        loss_fn = torch.compile(loss_fn, mode=case.mode)
+
+    def update(x):
         with case.autocast():
-            loss = loss_fn(next(batches))
+            loss = loss_fn(x)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"{case}: the loss became {loss.item()}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        return loss.item()
 
-    return step
-
-
-def build_training(case, images):
-    """Return the training step of M1, or of M2 on unlabelled images."""
-    model = build_model(case)
-
-    def loss_fn(x):
-        if case.what == "m1":
-            return -model.elbo(x).mean()
-        return -model.unlabeled_elbo(x, MARGINALIZATIONS[case.what]).mean()
-
-    if case.mode != "eager":
-        loss_fn = torch.compile(loss_fn, mode=case.mode)
-    return training_step(loss_fn, model, endless_batches(case, images), case)
+    return update
 
 
-def build_evaluation(case, images):
-    """Return M1's evaluation of one batch: the ELBO ("evaluation"), or log p(x) from samples ("iwae")."""
-    model, x = build_model(case).eval(), images[: case.batch]
-
-    def step():
-        with case.autocast():
-            if case.what == "iwae":
-                log_likelihood(model, x, case.num_samples)
-            else:
-                evaluate_mean(model.elbo, x, batch_size=case.batch)
-
-    return step
-
-
-def installed(what):
-    """Tell whether the package that `what` needs is there."""
-    return what not in PEERS or find_spec(PEERS[what]) is not None
+def build_evaluation(case):
+    """Return M1's evaluation of x (B, 784): the ELBO ("evaluation"), or log p(x) from samples ("iwae")."""
+    model = build_model(case).eval()
+    if case.what == "iwae":
+        evaluate = partial(log_likelihood, model, num_samples=case.num_samples)
+    else:
+        evaluate = partial(evaluate_mean, model.elbo, batch_size=case.batch)
+    return case.autocast()(evaluate)
 
 
 def builder(what):
-    """Return the function of a case and images that builds the step `what`; imports a peer only here."""
+    """Return the function of a case that builds what a step does with a batch; imports a peer only here."""
     if what in PEERS:
-        return importlib.import_module(f"benchmarks.peer_{PEERS[what]}").build
-    return build_evaluation if what in ("evaluation", "iwae") else build_training
+        return importlib.import_module(f"experiments.bench.peer_{PEERS[what]}").build_training
+    return build_evaluation if what in EVALUATIONS else build_training
+
+
+def build_step(case, images):
+    """Return a function that runs a step on a batch of `images`: in training the next, binarized anew."""
+    torch.manual_seed(0)
+    work = builder(case.what)(case)
+    if case.what in EVALUATIONS:
+        return lambda: work(images[: case.batch])
+    epoch = Batches(images, case.batch, torch.Generator(case.device).manual_seed(0), binarize)
+    batches = chain.from_iterable(repeat(epoch))
+    return lambda: work(next(batches))

@@ -1,0 +1,1 @@
+"""What makes the numbers of the README: python -m experiments --help."""

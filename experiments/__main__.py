@@ -1,0 +1,99 @@
+"""What makes the numbers of the README. What is there is skipped; what a kill interrupts resumes."""
+
+import argparse
+import os
+import sys
+
+
+class Parser(argparse.ArgumentParser):
+    """One that tells a mistake in one line."""
+
+    def error(self, message):
+        """Say it, and how to learn more."""
+        self.exit(2, f"{self.prog}: error: {message} (--help says more)\n")
+
+
+def positive(text):
+    """Return a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def parse(arguments):
+    """Return the options of the command line."""
+    parser = Parser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name, text):
+        return commands.add_parser(name, help=text, description=text)
+
+    def add_workers(to):
+        to.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes, of one thread each")
+        to.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
+
+    ssl = command("ssl", "the semi-supervised comparison: every method × number of labels × draw of labels")
+    ssl.add_argument("--data", default="mnist", choices=("mnist", "fashion-mnist"))
+    ssl.add_argument("--methods", nargs="+", help="all, with their variants, unless some are named")
+    ssl.add_argument("--labels", nargs="+", type=positive, help="100 600 1000 3000; variants only with 100")
+    ssl.add_argument("--splits", type=positive, default=5, help="draws of labels, 0 … SPLITS − 1")
+    add_workers(ssl)
+    m1 = command("m1", "the runs of M1")
+    m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
+    add_workers(m1)
+    command("table", "write the comparison's table into the README, and its figure")
+    notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures")
+    notebooks.add_argument("paths", nargs="+", metavar="notebook")
+    bench = command("bench", "throughput, memory and distance from the machine's limit, beside pythae and Pyro")
+    bench.add_argument("--only", nargs="+", help="measure only these, and write nothing")
+    return parser.parse_args(arguments)
+
+
+def run(options):
+    """Do what the command line says. Each command imports what it needs."""
+    if options.command == "ssl":
+        from experiments import runner, ssl
+
+        cells = ssl.cells_of(options.methods, options.labels or ssl.LABELS, options.splits)
+        ssl.run(options.data, cells, options.jobs, options.scheduler, runner.RESULTS, runner.STATE)
+    elif options.command == "m1":
+        from experiments import m1, runner
+
+        names = dict.fromkeys(run for name in options.names or m1.GROUPS for run in m1.runs_of(name))
+        jobs = m1.jobs(names)
+        for data in {job.config.data for job in runner.missing_jobs(jobs, runner.RESULTS)} - {m1.TOY}:
+            runner.load_data(data)
+        with runner.workers(options.jobs, options.scheduler) as parallel:
+            runner.run_jobs(jobs, parallel, runner.RESULTS, runner.STATE)
+    elif options.command == "table":
+        from experiments import table
+
+        table.write()
+    elif options.command == "notebooks":
+        from experiments import execute
+
+        execute.run(options.paths)
+    else:
+        from experiments.bench.run import bench
+
+        bench(options.only)
+
+
+def main(arguments=None):
+    """Parse the command line and run; a mistake is told in one line, and ends with exit code 2."""
+    options = parse(arguments)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        from experiments.runner import UserError
+
+        if isinstance(error, (UserError, OSError)):
+            told = " ".join(str(error).split())
+            print(f"python -m experiments {options.command}: error: {told}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The runs of M1, one row each: architecture, decoder and training in one frozen dataclass, and what is measured."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from experiments.runner import SMOKE, Job, UserError, load_data, load_result, plain, shortened
+from vae.checkpoint import load_model, load_state
+from vae.data import Batches, as_is, binarize, dequantize
+from vae.datasets import two_gaussians
+from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
+from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
+from vae.models import VAE
+from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
+from vae.recipes import M1Recipe, train_m1
+
+DECODERS = {
+    "Bernoulli": BernoulliDecoder,
+    "continuous Bernoulli": ContinuousBernoulliDecoder,
+    "Gaussian": GaussianDecoder,
+    "diagonal Gaussian": DiagonalGaussianDecoder,
+    "shared Gaussian": SharedGaussianDecoder,
+    "optimal Gaussian": OptimalGaussianDecoder,
+}
+TOY = "two Gaussians"
+TRANSFORMS = {"binarize": binarize, "dequantize": dequantize, "none": as_is}
+# The scale of a pixel: at least that of the noise which dequantizes a gray level, at most that of a coin in [0, 1].
+PIXEL_LIMITS = (1 / (256 * 12**0.5), 0.5)
+
+
+@dataclass(frozen=True)
+class M1Config:
+    """A VAE and its training. `transform` is what batches pass through, one of TRANSFORMS; `decoder` of DECODERS."""
+
+    z_dim: int = 10
+    hidden_dims: tuple = (500, 500)
+    decoder: str = "Bernoulli"
+    decoder_options: dict = field(default_factory=dict)
+    transform: str = "binarize"
+    batch_size: int = 200
+    recipe: M1Recipe = M1Recipe()
+    seed: int = 0
+
+    def build(self, x_shape):
+        """Return the untrained VAE."""
+        decoder, dims = DECODERS[self.decoder], self.hidden_dims
+        return VAE(Encoder(x_shape, self.z_dim, dims), decoder(self.z_dim, x_shape, dims[::-1], **self.decoder_options))
+
+    def train(self, rows, folder, start=None, evaluate=lambda vae: {}):
+        """Return the VAE trained on `rows` (N, *X), from the parameters of `start` if given, and its history.
+
+        `folder` is where it resumes from, or finds it finished. Seed the global generator before.
+        """
+        vae = self.build(rows.shape[1:]).to(rows.device)
+        if start:
+            vae.load_state_dict(start.state_dict())
+        generator = torch.Generator(rows.device).manual_seed(self.seed)
+        batches = Batches(rows, self.batch_size, generator, TRANSFORMS[self.transform])
+        return vae, train_m1(vae, batches, self.recipe, folder, evaluate=lambda: evaluate(vae))
+
+
+@dataclass(frozen=True)
+class M1Run(M1Config):
+    """A VAE, the data of its own, and how many draws and examples log p(x) is estimated from."""
+
+    data: str = "mnist"  # one of vae.datasets.LOADERS, or TOY
+    start: str | None = None  # the run that it goes on from
+    samples: int = 1000
+    examples: int = 1000
+
+    def smoke(self):
+        """Return the run with one epoch of each stage and few samples."""
+        return replace(self, recipe=shortened(self.recipe), samples=20, examples=50)
+
+
+_DEEP = M1Run(z_dim=50, samples=5000, examples=2000)
+_GRAY = M1Run(hidden_dims=(200, 200), transform="dequantize", recipe=M1Recipe(epochs=4), samples=100)
+_TOY = M1Run(
+    data=TOY,
+    transform="none",
+    z_dim=1,
+    hidden_dims=(64, 64),
+    decoder="Gaussian",
+    batch_size=100,
+    recipe=M1Recipe(lr=1e-2),
+    samples=500,
+    examples=20_000,
+)
+_PRECISION = replace(_DEEP, samples=100, examples=1000, recipe=M1Recipe(epochs=12))
+LATENTS = (3, 5, 10, 20, 200)  # in figure 2 of the paper
+VARIANCES = {  # where a decoder of gray images gets its variances from
+    "undequantized": replace(_GRAY, decoder="diagonal Gaussian", transform="none"),
+    "free": replace(_GRAY, decoder="diagonal Gaussian"),
+    "limited": replace(_GRAY, decoder="diagonal Gaussian", decoder_options={"scale_limits": PIXEL_LIMITS}),
+    "global": replace(_GRAY, decoder="shared Gaussian"),
+    "optimal": replace(_GRAY, decoder="optimal Gaussian"),
+    "fixed": replace(_GRAY, decoder="shared Gaussian", decoder_options={"fixed_scale": 1.0}),
+    "continuous": replace(_GRAY, decoder="continuous Bernoulli"),
+}
+
+
+def _seeds(num, run):
+    return [replace(run, seed=seed) for seed in range(num)]
+
+
+GROUPS = {  # settings were chosen on the validation images
+    "mnist-50": [replace(_DEEP, recipe=M1Recipe(warm_up_epochs=12, epochs=300))],
+    "mnist-50-iwae": [
+        replace(_DEEP, start="mnist-50", recipe=M1Recipe(epochs=0, iwae_epochs=5, iwae_samples=20, lr=1e-3))
+    ],
+    **{f"latents-{n}": [M1Run(z_dim=n, hidden_dims=(500,), recipe=M1Recipe(epochs=24))] for n in LATENTS},
+    **{f"variance-{name}": _seeds(20 if name == "optimal" else 5, run) for name, run in VARIANCES.items()},
+    "toy-pixel": _seeds(10, replace(_TOY, decoder="diagonal Gaussian")),
+    "toy-example": _seeds(20, _TOY),
+    "precision-fp32": _seeds(5, _PRECISION),
+    "precision-bf16": _seeds(5, replace(_PRECISION, recipe=M1Recipe(epochs=12, bf16=True))),
+    "toy-iwae": _seeds(5, replace(_TOY, recipe=M1Recipe(epochs=0, iwae_epochs=100, iwae_samples=5, lr=1e-2))),
+}
+RUNS = {name if len(runs) == 1 else f"{name}-{run.seed}": replace(run) for name, runs in GROUPS.items() for run in runs}
+
+
+def runs_of(name):
+    """Return the names of the runs that `name` stands for: itself, or a group's such as toy. UserError for none."""
+    names = [name] if name in RUNS else [run for run in RUNS if run.startswith(f"{name}-")]
+    if not names:
+        raise UserError(f"no run is called {name!r}; there are {', '.join(GROUPS)}")
+    return names
+
+
+def jobs(names):
+    """Return the jobs of these runs; in a smoke run, short ones."""
+    configs = {name: RUNS[name].smoke() if SMOKE else RUNS[name] for name in names}
+    return [Job(f"m1/{name}", config, partial(measure, config)) for name, config in configs.items()]
+
+
+def measure(config, folder):
+    """Return bounds and log-likelihoods in nats, on the test data, and the trained VAE, or None if it diverged."""
+    start = config.start and _trained(config.start, folder)
+    train_rows, valid, test, truth = _data(config)  # seeds the global generator
+    steps = len(train_rows) // config.batch_size
+
+    def bounds(vae):
+        held_out = {"valid_elbo": evaluate_mean(vae.elbo, valid), "test_elbo": evaluate_mean(vae.elbo, test)}
+        return held_out | {"updates": steps}
+
+    try:
+        vae, history = config.train(train_rows, folder, start, bounds)
+    except FloatingPointError as error:
+        states = map(load_state, sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime))
+        vae, history, result = None, [e for state in states for e in state["history"]], {"diverged": str(error)}
+    else:
+        result = {"diverged": None} | _measured(vae, test, config, truth)
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        **result,
+        "updates": sum(epoch["updates"] for epoch in history),
+        "cpu_minutes": round(sum(epoch["cpu_seconds"] for epoch in history) / 60, 2),
+        "curve": [[round(epoch[key], 2) for key in ("loss", "valid_elbo", "test_elbo")] for epoch in history],
+        "data_checksum": None if truth else load_data(config.data).checksum,
+    }, vae
+
+
+def _data(config):
+    """Return training rows, validation rows, test rows, and the density that they are from, if it is known."""
+    torch.manual_seed(config.seed)
+    if config.data == TOY:
+        density = two_gaussians()
+        return density.sample((5000,)), density.sample((5000,)), density.sample((20_000,)), density
+    data, transform = load_data(config.data), TRANSFORMS[config.transform]
+    valid, test = (
+        transform(x, torch.Generator().manual_seed(n)) for n, x in enumerate((data.valid_images, data.test_images))
+    )
+    return data.train_images, valid, test, None
+
+
+def _trained(name, folder):
+    """Return the VAE of the run `name`: what it left beside `folder`, or trained now, in a folder below."""
+    [job] = jobs([name])
+    rows, *_ = _data(job.config)
+    left = folder.parent / name / "model.pt"
+    if left.exists() and load_state(left).get("settings") == plain(job.config):
+        return load_model(job.config.build(rows.shape[1:]), left)
+    return job.config.train(rows, folder / "start")[0]
+
+
+def _measured(vae, test, config, truth):
+    """Return bounds and estimates; log p(x), which takes longer, is of fewer rows than the bound, evenly spread."""
+    rows = test[:: max(1, len(test) // config.examples)]
+    mean, standard_error = mean_and_standard_error(
+        torch.cat([log_likelihood(vae, x, config.samples) for x in rows.split(100)])
+    )
+    terms = elbo_terms(vae, test[:10_000])
+    return {
+        "test_elbo": terms["elbo"],
+        "test_log_likelihood": mean,
+        "standard_error": standard_error,
+        "terms": terms,
+        "active_latents": len(active_latents(vae, test)),
+        **({"truth": truth.log_prob(rows).mean().item()} if truth else {}),
+    }
+
+
+def read_results(name, folder=Path("results/m1")):
+    """Return the results of the runs that `name` stands for, in a list. UserError, with what to do, where one lacks."""
+    paths = [folder / f"{run}.json" for run in runs_of(name)]
+    missing = [path.stem for path in paths if not path.exists()]
+    if missing:
+        raise UserError(f"no results of {missing} in {folder.absolute()}; run python -m experiments m1 {name}")
+    return [load_result(path) for path in paths]

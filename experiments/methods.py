@@ -1,0 +1,207 @@
+"""The semi-supervised methods that are compared: one frozen dataclass each, its settings, and how it is trained.
+
+`train(task)` returns a function that classifies images, (N, *X) -> (N,), the history of its training, one dict an
+epoch, and the trained model, or None where it is scikit-learn's. Settings were chosen on MNIST with 100 labels, for
+M1+M2 with skips also with 3,000, on the validation images and another draw of labels (seed 1000).
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.semi_supervised import LabelSpreading
+from sklearn.svm import SVC
+
+from experiments.m1 import M1Config
+from experiments.runner import shortened
+from vae.data import DataSet, SemiSupervisedBatches, binarize
+from vae.models import VAE, SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.recipes import (
+    LabelsRecipe,
+    M1M2Recipe,
+    M2Recipe,
+    add_skips,
+    build_m1m2,
+    init_label_embeddings,
+    start_from_encoder,
+    train_m1m2,
+    train_m2,
+    train_on_labels,
+)
+
+ESTIMATORS = {"SVC": SVC, "KNeighborsClassifier": KNeighborsClassifier, "LabelSpreading": LabelSpreading}
+SPREADING = {"kernel": "knn", "n_neighbors": 10, "alpha": 0.8, "max_iter": 100}  # over a graph of neighbors
+
+
+@dataclass
+class Task:
+    """The data, the indices of the training images with and without label, and a trained M1 for who builds on one.
+
+    `folder` is for what a killed run resumes from.
+    """
+
+    data: DataSet
+    labeled: torch.Tensor
+    unlabeled: torch.Tensor
+    generator: torch.Generator
+    m1: VAE | None
+    folder: Path
+
+    @property
+    def labels(self):
+        """The labels that a method may see, (N,)."""
+        return self.data.train_labels[self.labeled]
+
+    def batches(self, rows, method, transform):
+        """Return batches of both kinds, made of `rows` (N, …), one for each training image."""
+        sizes = min(method.labeled_batch_size, len(self.labeled)), method.unlabeled_batch_size
+        known, unknown = rows[self.labeled], rows[self.unlabeled]
+        return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
+
+    def classifier(self, hidden_dims, from_m1):
+        """Return an untrained classifier of images, or one that starts with the hidden layers of M1's encoder."""
+        classifier = Classifier(self.data.x_shape, self.data.num_classes, hidden_dims).to(self.labels.device)
+        return start_from_encoder(classifier, self.m1.encoder) if from_m1 else classifier
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all methods have: `m1` says on which M1 one builds, if it does."""
+
+    m1: M1Config | None = M1Config()
+
+    def smoke(self):
+        """Return the method with at most one epoch of each stage, and ten of M1."""
+        m1 = self.m1 and replace(self.m1, recipe=shortened(self.m1.recipe, 10))
+        return replace(self, m1=m1, **({"recipe": shortened(self.recipe)} if hasattr(self, "recipe") else {}))
+
+
+@dataclass(frozen=True)
+class Supervised(Method):
+    """A classifier trained on the labels alone; as a linear probe, one layer on the hidden layers of M1's encoder."""
+
+    hidden_dims: tuple = (500, 500)
+    labeled_batch_size: int = 100
+    unlabeled_batch_size: int = 200  # of images that it does not look at: they only say how long an epoch is
+    recipe: LabelsRecipe = LabelsRecipe()
+
+    def train(self, task):
+        """Train it."""
+        classifier = task.classifier(self.hidden_dims, from_m1=self.recipe.linear_probe)
+        batches = task.batches(task.data.train_images, self, binarize)
+        history = train_on_labels(classifier, batches, self.recipe, task.folder)
+        return classifier.classify, history, classifier
+
+
+@dataclass(frozen=True)
+class OnLatents(Method):
+    """A scikit-learn classifier of M1's posterior means, by its name in ESTIMATORS, made with `options`."""
+
+    estimator: str = "SVC"
+    options: dict = field(default_factory=dict)
+    num_unlabeled: int = 0  # unlabeled images that it sees, with the label −1
+
+    def train(self, task):
+        """Fit it."""
+        # Shuffled, because the split lists them class by class.
+        order = torch.randperm(len(task.unlabeled), generator=task.generator, device=task.generator.device)
+        rows = torch.cat([task.labeled, task.unlabeled[order[: self.num_unlabeled]]])
+        labels = torch.cat([task.labels, torch.full((len(rows) - len(task.labels),), -1, device=rows.device)])
+
+        def means(x):
+            with torch.no_grad():
+                return task.m1.encoder(x).mean.cpu().numpy()
+
+        estimator = ESTIMATORS[self.estimator](**self.options)
+        estimator.fit(means(task.data.train_images[rows]), labels.cpu().numpy())
+        return lambda x: torch.from_numpy(estimator.predict(means(x))).to(x.device), [], None
+
+
+@dataclass(frozen=True)
+class M2(Method):
+    """M2 on images. With a linear probe in its first stage, the classifier has the hidden layers of M1's encoder."""
+
+    z_dim: int = 50
+    hidden_dims: tuple = (500, 500)
+    classifier_dims: tuple = (500, 500)
+    label_scale: float = 3  # label embeddings start at Normal(0, label_scale²)
+    labeled_batch_size: int = 100
+    unlabeled_batch_size: int = 200
+    recipe: M2Recipe = M2Recipe()
+
+    def build(self, task):
+        """Return it untrained."""
+        x_shape, num_classes = task.data.x_shape, task.data.num_classes
+        encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, num_classes)
+        decoder = BernoulliDecoder(self.z_dim, x_shape, self.hidden_dims, num_classes)
+        classifier = task.classifier(self.classifier_dims, from_m1=self.recipe.linear_probe)
+        m2 = init_label_embeddings(SemiSupervisedVAE(encoder, decoder, classifier), self.label_scale)
+        return m2.to(task.labels.device)
+
+    def train(self, task, evaluate=lambda model: {}):
+        """Train it; `evaluate(model)` is asked after each epoch."""
+        m2, batches = self.build(task), task.batches(task.data.train_images, self, binarize)
+        history = train_m2(m2, batches, self.recipe, task.folder, lambda: evaluate(m2))
+        return m2.classify, history, m2
+
+
+@dataclass(frozen=True)
+class M1M2(Method):
+    """M2 on M1's latents; with `skips`, in the last stages the label is also at the pixels, the classifier at x."""
+
+    z_dim: int = 50
+    hidden_dims: tuple = (500,)
+    label_scale: float = 1
+    skips: bool = False
+    labeled_batch_size: int = 100
+    unlabeled_batch_size: int = 200
+    recipe: M1M2Recipe = M1M2Recipe()
+
+    def train(self, task, evaluate=lambda model: {}):
+        """Train it; `evaluate(model)` is asked after each epoch."""
+        images = task.data.train_images
+        model = stacked = build_m1m2(
+            task.m1, images, task.data.num_classes, self.z_dim, self.hidden_dims, self.label_scale
+        )
+        if self.skips:
+            model = add_skips(stacked, task.classifier(self.m1.hidden_dims, from_m1=True))
+        features = task.batches(model.features(images), self, model.draw)
+        batches = task.batches(images, self, binarize)
+        history = train_m1m2(model, stacked.m2, features, batches, self.recipe, task.folder, lambda: evaluate(model))
+        return model.classify, history, model
+
+
+_M2, _M1M2 = M2(), M1M2()
+METHODS = {
+    "mlp": Supervised(m1=None),
+    "m1mlp": Supervised(recipe=LabelsRecipe(linear_probe=True)),
+    "m1knn": OnLatents(estimator="KNeighborsClassifier", options={"n_neighbors": 1}),
+    "m1svm": OnLatents(estimator="SVC", options={"C": 1}),
+    "m1spread": OnLatents(estimator="LabelSpreading", options=SPREADING, num_unlabeled=20_000),
+    "m2": _M2,
+    "m1m2": _M1M2,
+    "m1m2_skips": replace(_M1M2, skips=True, recipe=M1M2Recipe(probe_epochs=2, joint_epochs=48)),
+}
+NAIVE = replace(
+    _M2,
+    hidden_dims=(500,),
+    label_scale=0.1,
+    recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18, linear_probe=False, alpha_per_image=0.1),
+)
+UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
+    "m2_small_embeddings": replace(_M2, label_scale=0.1),
+    "m2_never_frozen": replace(_M2, recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18)),
+    "m2_from_scratch": replace(_M2, recipe=M2Recipe(linear_probe=False)),
+    "m2_one_layer": replace(_M2, hidden_dims=(500,)),
+    "m2_weak_labels": replace(_M2, recipe=M2Recipe(alpha_per_image=0.1)),
+    "m2_naive": NAIVE,
+    "m2_naive_exact": replace(NAIVE, recipe=replace(NAIVE.recipe, topk=9)),  # the tenth label stands for itself
+}
+MORE = {  # with one thing more
+    "m2_longer": replace(_M2, recipe=M2Recipe(unfrozen_epochs=75)),
+    "m1m2_longer": replace(_M1M2, recipe=M1M2Recipe(joint_epochs=64)),
+    "m2_bf16": replace(_M2, recipe=M2Recipe(bf16=True)),
+}
+EVERY = METHODS | UNDONE | MORE

@@ -1,0 +1,191 @@
+"""Jobs that each end in one small JSON file: skipped if it is there, resumed after a kill, one process at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import joblib
+import torch
+
+from vae.checkpoint import atomic_path, save_state
+from vae.datasets import LOADERS, embedded_mnist
+
+SMOKE = os.environ.get("VAE_SMOKE") == "1"
+ROOT = Path("preview/smoke" if SMOKE else ".").absolute()
+RESULTS, STATE = ROOT / "results", ROOT / "checkpoints"  # what is kept; what a killed run resumes from, and models
+PACKAGES = ("torch", "scikit-learn", "numpy")
+TIMEOUT = 20  # seconds that a scheduler has to answer
+TOLD = ("diverged", "valid_error", "test_error", "test_elbo", "test_log_likelihood", "cpu_minutes")  # while jobs run
+
+
+class UserError(ValueError):
+    """A mistake that whoever runs the command can mend, told in one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings, a frozen dataclass; where the result goes, below results/; and what makes it.
+
+    `compute(folder)` returns the result, a dict, and the trained model or None; `folder` is for what it resumes from.
+    """
+
+    path: str
+    config: object
+    compute: Callable
+
+    @property
+    def name(self):
+        """The last part of the path."""
+        return Path(self.path).name
+
+
+@cache
+def load_data(name):
+    """Return the data set of that name, or for a smoke run the embedded images, read once in a process."""
+    try:
+        return embedded_mnist() if SMOKE else LOADERS[name]()
+    except (ValueError, OSError) as error:
+        raise UserError(error) from error
+
+
+def plain(config):
+    """Return a dataclass as JSON keeps it."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def digest(config):
+    """Return a few letters that tell these settings from others."""
+    return hashlib.md5(json.dumps(asdict(config)).encode()).hexdigest()[:8]
+
+
+def shortened(recipe, epochs=1):
+    """Return the recipe with at most so many epochs of each stage, for a smoke run."""
+    counts = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("epochs")}
+    return replace(recipe, **{name: min(count, epochs) for name, count in counts.items()})
+
+
+def load_result(path):
+    """Return the result in the file at `path`. UserError, with the path, if it holds none, or that of another job."""
+    try:
+        result = json.loads(path.read_text())
+        if not {"name", "settings", "cpu_minutes"} <= result.keys() or result["name"] != path.stem:
+            raise ValueError("it is that of another job, or incomplete")
+    except (AttributeError, ValueError) as problem:
+        raise UserError(f"{path} is not the result of {path.stem} ({problem}); delete it and run again") from problem
+    return result
+
+
+def finished_result(job, results):
+    """Return the result of `job` in the folder `results`, or None if there is none with its settings."""
+    path = results / f"{job.path}.json"
+    result = load_result(path) if path.exists() else None
+    return result if result and result["settings"] == plain(job.config) else None
+
+
+def write_result(result, path):
+    """Write the result to `path`, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Compute on one thread, and let what scikit-learn runs in parallel run in order: Dask might wait for itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with joblib.parallel_config("sequential"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_job(job, results, state):
+    """Write the result of `job` to the folder `results`, with what it was made of, and return its path and itself.
+
+    Its own folder in `state` takes what a killed run resumes from, and a log; at the end, its model alone. A second
+    process that wants the same job waits, and finds the first one's result.
+    """
+    folder, locks = state / job.path, state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    locks.mkdir(exist_ok=True)
+    with one_thread(), open(locks / job.path.replace("/", "-"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = finished_result(job, results)
+        if result is None:
+            with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
+                computed, model = job.compute(folder)
+            if model is not None:
+                save_state({"model": model.state_dict(), "settings": plain(job.config)}, folder / "model.pt")
+            result = {"name": job.name} | computed | {"settings": plain(job.config), "versions": versions()}
+            write_result(result, results / f"{job.path}.json")
+        for path in set(folder.glob("*.pt")) - {folder / "model.pt"}:
+            path.unlink()
+    return job.path, result
+
+
+def versions():
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def missing_jobs(jobs, results):
+    """Return those `jobs` that have no result of their settings in the folder `results` yet."""
+    return [job for job in jobs if finished_result(job, results) is None]
+
+
+def run_jobs(jobs, parallel, results, state):
+    """Run the `jobs` that have no result in the folder `results` yet, through `parallel`."""
+    missing = missing_jobs(jobs, results)
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} results are there, {len(missing)} to go", flush=True)
+    start, finished = time.monotonic(), parallel(joblib.delayed(run_job)(job, results, state) for job in missing)
+    for done, (path, result) in enumerate(finished, start=1):
+        write_result(result, results / f"{path}.json")  # here, too: a worker may have another disk
+        left = (time.monotonic() - start) / 60 / done * (len(missing) - done)
+        told = ", ".join(f"{key} {result[key]:.2f}" for key in TOLD if isinstance(result.get(key), float))
+        print(f"[{done}/{len(missing)}] {path}: {result.get('diverged') or told}; {left:.0f} minutes left", flush=True)
+
+
+@contextlib.contextmanager
+def workers(jobs, scheduler=None):
+    """Yield joblib's Parallel over so many processes of one thread each, or over a Dask scheduler's workers."""
+    backend = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
+    with contextlib.ExitStack() as stack:
+        if scheduler is not None:
+            backend = {"backend": "dask", "client": stack.enter_context(connect(scheduler))}
+        with joblib.parallel_config(**backend):
+            yield joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
+
+
+def connect(address):
+    """Return a client of the Dask scheduler at `address`, sure that its workers can run jobs. UserError if not."""
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise UserError("a scheduler's address needs Dask: pip install 'dask[distributed]'") from None
+    try:
+        client = Client(address, timeout=TIMEOUT)
+    except Exception as error:  # of many kinds, all about this address
+        raise UserError(f"no Dask scheduler answers at {address!r}: {error}") from error
+    try:
+        client.wait_for_workers(1, timeout=TIMEOUT)
+        client.run(versions)  # which they have to import
+    except Exception as problem:
+        client.close()
+        raise UserError(
+            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, each with "
+            "requirements.txt installed and this folder as its working directory or in PYTHONPATH"
+        ) from problem
+    if set(client.nthreads().values()) != {1}:
+        client.close()
+        raise UserError(f"the workers of {address} must have one thread each, for seeds are a process's: --nthreads 1")
+    return client

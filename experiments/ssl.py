@@ -1,0 +1,108 @@
+"""The semi-supervised comparison: every method × number of labels × draw of labels, one job each."""
+
+import time
+from functools import partial
+from itertools import product
+
+import torch
+
+from experiments.methods import EVERY, METHODS, MORE, UNDONE, Task
+from experiments.runner import SMOKE, Job, UserError, digest, load_data, load_result, missing_jobs, run_jobs, workers
+from vae.data import labeled_split
+from vae.evaluation import error_rate
+
+LABELS = (100, 600, 1000, 3000)
+SPLITS = 5  # split s draws its labels with seed s; settings were chosen on that of seed 1000
+
+
+def compare(data, method, labels, split, config, m1, folder):
+    """Train a method on one draw of labels, and return the errors in %, and the model."""
+    data_set = load_data(data)
+    torch.manual_seed(split)
+    generator = torch.Generator().manual_seed(split)
+    labeled, unlabeled = labeled_split(data_set.train_labels, labels, generator, data_set.num_classes)
+    start = time.process_time()
+    classify, history, model = config.train(Task(data_set, labeled, unlabeled, generator, m1, folder))
+    seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
+    steps = len(unlabeled) // config.unlabeled_batch_size if history else 0
+    return {
+        "data": data,
+        "method": method,
+        "labels": labels,
+        "split": split,
+        "valid_error": round(error_rate(classify, *data_set.part("valid")), 2),
+        "test_error": round(error_rate(classify, *data_set.part("test")), 2),
+        "epochs": len(history),
+        "updates": len(history) * steps,
+        "cpu_minutes": round(seconds / 60, 2),
+        "seed": split,
+        "data_checksum": data_set.checksum,
+    }, model
+
+
+def job_of(data, method, labels, split, m1=None):
+    """Return a job, in a smoke run a short one; `m1` is trained, for a method that builds on it."""
+    config = EVERY[method].smoke() if SMOKE else EVERY[method]
+    path = f"ssl/{data}/{method}-{labels}-{split}"
+    return Job(path, config, partial(compare, data, method, labels, split, config, m1))
+
+
+def cells_of(methods=None, labels=LABELS, splits=SPLITS):
+    """Return (method, labels, split) of a comparison: all methods, and variants with 100 labels, unless some are named.
+
+    Raises UserError for a method that there is not.
+    """
+    unknown = [method for method in methods or () if method not in EVERY]
+    if unknown:
+        raise UserError(f"no method is called {', '.join(unknown)}; there are {', '.join(EVERY)}")
+    cells = list(product(methods or METHODS, labels, range(splits)))
+    if not methods and LABELS[0] in labels:
+        cells += [*product(MORE, LABELS[:1], range(splits)), *product(UNDONE, LABELS[:1], [0])]
+    return cells
+
+
+def check(data, cells):
+    """Raise UserError for a number of labels that cannot be drawn, or leaves too few images without."""
+    data_set = load_data(data)
+    for method, labels, _ in cells:
+        try:
+            _, unlabeled = labeled_split(data_set.train_labels, labels, torch.Generator(), data_set.num_classes)
+        except ValueError as error:
+            raise UserError(error) from error
+        needed = getattr(EVERY[method], "unlabeled_batch_size", 0)
+        if len(unlabeled) < needed:
+            raise UserError(f"{labels} labels leave {len(unlabeled)} images without, less than a batch of {needed}")
+
+
+def trained_m1(config, data, state):
+    """Return the M1 of these settings, trained without labels on `data`; from `state` where it is finished."""
+    torch.manual_seed(config.seed)
+    return config.train(data.train_images, state / "m1" / digest(config))[0]
+
+
+def run(data, cells, num_workers, scheduler, results, state):
+    """Run those `cells` that have no result yet; first, once, each M1 that they build on."""
+    missing = missing_jobs([job_of(data, *cell) for cell in cells], results)
+    if not missing:
+        print(f"all {len(cells)} results are there")
+        return
+    check(data, cells)
+    with workers(num_workers, scheduler) as parallel:
+        configs = {digest(job.config.m1): job.config.m1 for job in missing if job.config.m1}
+        m1s = {key: trained_m1(config, load_data(data), state / "ssl" / data) for key, config in configs.items()}
+        jobs = [job_of(data, *cell) for cell in cells]
+        m1_of = [job.config.m1 and m1s.get(digest(job.config.m1)) for job in jobs]
+        run_jobs([job_of(data, *cell, m1) for cell, m1 in zip(cells, m1_of, strict=True)], parallel, results, state)
+
+
+def read_results(folder, names):
+    """Return {method: {labels: [result, …]}} of a folder, methods in the order of `names`, splits in theirs.
+
+    Raises UserError, with its path, for a file that is no result.
+    """
+    results = sorted(map(load_result, folder.glob("*.json")), key=lambda result: (result["labels"], result["split"]))
+    found = {name: {} for name in names}
+    for result in results:
+        if result["method"] in names:
+            found[result["method"]].setdefault(result["labels"], []).append(result)
+    return {name: by_labels for name, by_labels in found.items() if by_labels}

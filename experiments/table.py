@@ -1,0 +1,146 @@
+"""The comparison's figure and the README's table, from the JSON files of results/ssl: python -m experiments table."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+
+from experiments.runner import UserError
+from experiments.ssl import read_results
+from vae.checkpoint import atomic_path
+from vae.plotting import COLORS, WIDTH
+
+RESULTS = Path("results/ssl/mnist")
+BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
+
+# Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
+PAPER = {
+    "mlp": {100: (25.81,), 600: (11.44,), 1000: (10.7,), 3000: (6.04,)},
+    "m1svm": {100: (11.82, 0.25), 600: (5.72, 0.05), 1000: (4.24, 0.07), 3000: (3.49, 0.04)},
+    "m2": {100: (11.97, 1.71), 600: (4.94, 0.13), 1000: (3.60, 0.56), 3000: (3.92, 0.63)},
+    "m1m2": {100: (3.33, 0.14), 600: (2.59, 0.05), 1000: (2.40, 0.02), 3000: (2.18, 0.04)},
+}
+NAMES = {
+    "mlp": "labels only: MLP",
+    "m1mlp": "linear probe on M1's encoder",
+    "m1knn": "M1 + nearest neighbour",
+    "m1svm": "M1 + SVM",
+    "m1spread": "M1 + label spreading",
+    "m2": "M2",
+    "m2_longer": "M2, 75 unfrozen epochs instead of 15",
+    "m1m2": "M1+M2",
+    "m1m2_longer": "M1+M2, 64 joint epochs instead of 16",
+    "m1m2_skips": "M1+M2 with skips, 48 joint epochs",
+}
+VARIANT_NAMES = {
+    "m2": "as it is",
+    "m2_never_frozen": "without the stage in which the classifier is frozen",
+    "m2_small_embeddings": "label embeddings start at Normal(0, 0.1²) instead of 3²",
+    "m2_one_layer": "one hidden layer in encoder and decoder instead of two",
+    "m2_from_scratch": "the classifier from scratch instead of with M1's layers",
+    "m2_weak_labels": "α = 0.1 N, as in the paper, instead of N",
+    "m2_naive": "all five: M2 trained naively",
+    "m2_naive_exact": "the same, the sum over labels exact",
+    "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
+    "m2_bf16": "layers in bfloat16",
+}
+COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips")
+METHOD_COLORS = dict(zip(COLORED, COLORS, strict=False))
+
+
+def spread(values):
+    """Return (mean,) of one value, (mean, standard deviation) of several."""
+    return (mean(values), stdev(values)) if len(values) > 1 else (values[0],)
+
+
+def test_errors(results):
+    """Return {labels: (mean, standard deviation) of the test error in %} of one method."""
+    return {n: spread([cell["test_error"] for cell in cells]) for n, cells in results.items()}
+
+
+def markdown(results):
+    """Return the README's table: ours with its number of splits, and the paper's, per number of labels."""
+    counts = sorted({n for cells in results.values() for n in cells})
+    lines = ["| test error (%) | " + " | ".join(f"{n:,} labels" for n in counts) + " | CPU minutes, updates |"]
+    lines.append("| --- |" + " --- |" * (len(counts) + 1))
+    for method, cells in results.items():
+        ours = test_errors(cells)
+        entries = [f"**{_format(ours[n])}** ({len(cells[n])})" if n in ours else "–" for n in counts]
+        first = cells[min(cells)]
+        minutes, updates = (mean(cell[key] for cell in first) for key in ("cpu_minutes", "updates"))
+        cost = f"{minutes:.1f}, {updates:,.0f}" if updates else f"{minutes:.1f}"
+        lines.append(f"| {NAMES[method]} | {' | '.join(entries)} | {cost} |")
+        if method in PAPER:
+            paper = [_format(PAPER[method][n]) if n in PAPER[method] else "–" for n in counts]
+            name = "the paper, M1 + TSVM" if method == "m1svm" else "the paper"
+            lines.append(f"| – {name} | {' | '.join(paper)} | |")
+    return "\n".join(lines)
+
+
+def variants_markdown(results):
+    """Return the table of M2 with 100 labels and something changed: `results` of the methods in `VARIANT_NAMES`."""
+    lines = ["| M2, 100 labels | test error (%) | M2 as it is, same draws | CPU minutes |", "| --- | --- | --- | --- |"]
+    variants = {method: by_labels[100] for method, by_labels in results.items() if 100 in by_labels}
+    whole = {cell["split"]: cell["test_error"] for cell in variants["m2"]}
+    for method, cells in variants.items():
+        error = _format(spread([cell["test_error"] for cell in cells]))
+        same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
+        minutes = mean(cell["cpu_minutes"] for cell in cells)
+        lines.append(f"| {VARIANT_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def _format(values):
+    return " ± ".join(f"{value:.2f}" for value in values)
+
+
+def _error_bars(axis, errors, **appearance):
+    means = [values[0] for values in errors.values()]
+    deviations = [values[1] if len(values) > 1 else 0 for values in errors.values()]
+    axis.errorbar(list(errors), means, deviations, capsize=3, **appearance)
+
+
+def errors_against_labels(results):
+    """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's.
+
+    The longer runs, of one number of labels only, are left to the table.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
+    for method, cells in ((method, cells) for method, cells in results.items() if method in METHOD_COLORS):
+        style = {"color": METHOD_COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2", "m1m2_skips") else 1.2}
+        _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
+        if method in PAPER:
+            _error_bars(axis, PAPER[method], fmt="s:", alpha=0.6, **style)
+    axis.plot([], [], "s:", color="0.5", label="the paper, same colours")
+    axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
+    ticks = sorted({n for cells in (*results.values(), *PAPER.values()) for n in cells})
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
+    axis.set_xticks([], minor=True)
+    percent = (2, 3, 5, 10, 20, 30)
+    axis.set_yticks(percent, percent)
+    axis.set_yticks([], minor=True)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", frameon=False, ncols=3)
+    return figure
+
+
+def replace_table(text, table):
+    """Return `text` with what stands between the markers replaced. ValueError unless both are there, once, in order."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
+        raise ValueError(f"the text must hold {BEGIN!r} and then {END!r}, once each")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def write(readme=Path("README.md"), images=Path("_images")):
+    """Write the figure, and the table into the README. UserError where there is nothing to show."""
+    results = read_results(RESULTS, NAMES)
+    if not results:
+        raise UserError(f"there are no results in {RESULTS.absolute()}; run python -m experiments ssl first")
+    figure = errors_against_labels(results)
+    with atomic_path(images / "m2-error-vs-labels.png") as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+    with atomic_path(readme) as partial:
+        partial.write_text(replace_table(readme.read_text(), markdown(results)))
+    print(f"{readme} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")
