@@ -9,21 +9,21 @@ export GOMP_SPINCOUNT = 1000
 export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TRIM_THRESHOLD_ = 1000000000
 
-.PHONY: figures table experiments bench test browser-test clean
+.PHONY: figures table experiments bench test browser-test lock clean
 
 figures: .venv/installed
-	$(BIN)/python -m vae.execute $(NOTEBOOKS)
+	$(BIN)/python -m experiments notebooks $(NOTEBOOKS)
 
 table: .venv/installed
-	$(BIN)/python -m vae.sweep
-	$(BIN)/python -m vae.table
+	$(BIN)/python -m experiments ssl
+	$(BIN)/python -m experiments table
 
 experiments: .venv/installed
-	$(BIN)/python -m vae.experiments
+	$(BIN)/python -m experiments m1
 
 bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt
-	env -u GOMP_SPINCOUNT $(BIN)/python -m benchmarks
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -35,12 +35,16 @@ browser-test: .venv/installed
 	$(BIN)/python -m pip install --quiet selenium
 	$(BIN)/python -m pytest -m browser
 
-.venv/installed: requirements.txt
+# Install what the lock file says by `pip install --requirement requirements.lock`; this refreshes it.
+lock: .venv/installed
+	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
+
+.venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
 	{ echo "$(PYTHON) cannot make virtual environments: on Debian or Ubuntu, 'apt install python3-venv' mends that." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --requirement requirements.txt
+	$(BIN)/python -m pip install --editable .
 	touch $@
 
 clean:
-	rm -rf .venv preview checkpoints
+	rm -rf .venv preview checkpoints *.egg-info
