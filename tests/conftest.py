@@ -1,4 +1,4 @@
-"""Every test is seeded, opens no window and finds no network; MNIST has a small stand-in."""
+"""Every test is seeded, opens no window and finds no network; MNIST has small stand-ins."""
 
 import gzip
 import hashlib
@@ -12,6 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from vae import datasets
+from vae.data import DataSet
+
 matplotlib.use("Agg")
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
 settings.load_profile("repeatable")
@@ -20,47 +23,41 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def isolated():
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
     with matplotlib.rc_context():
         yield
     plt.close("all")
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def embedded():
-    from vae.data import embedded_mnist
-
-    return embedded_mnist()
+    return datasets.embedded_mnist()
 
 
 @pytest.fixture(scope="session")
-def m1_checkpoint(embedded, tmp_path_factory):
-    from vae.stages import train_m1
-
-    path = tmp_path_factory.mktemp("m1") / "m1.pt"
-    train_m1(embedded, path, smoke=True)
-    return path
-
-
-@pytest.fixture(scope="session")
-def m1(embedded, m1_checkpoint):
-    from vae.stages import train_m1
-
-    return train_m1(embedded, m1_checkpoint, smoke=True)  # finished: loaded, not trained again
+def stripes():
+    """Gray images (1, 4, 6) of class i % 3, which two bright columns show; one of seven shows the next class."""
+    parts, generator = [], torch.Generator().manual_seed(0)
+    for size in (240, 60, 90):
+        number = torch.arange(size)
+        bright = ((number + (number % 7 == 0)) % 3 == torch.arange(6)[:, None] // 2).T  # (N, 6)
+        images = 0.1 + 0.3 * torch.rand(size, 1, 4, 6, generator=generator) + 0.5 * bright[:, None, None]
+        parts += [images, number % 3]
+    return DataSet("stripes", 3, *parts)
 
 
 @pytest.fixture
-def task(embedded, m1, tmp_path):
-    """A function that returns the task of a method, with 100 labels."""
+def add_data(monkeypatch):
+    """A function that makes a data set known to jobs by its name."""
+    from experiments import runner
 
-    from vae.data import labeled_split
-    from vae.methods import Task, settings_of
+    def add(data):
+        monkeypatch.setitem(runner.LOADERS, data.name, lambda: data)
+        runner.load_data.cache_clear()
 
-    def make(method):
-        generator = torch.Generator().manual_seed(0)
-        labeled, unlabeled = labeled_split(embedded.train_labels, 100, generator)
-        return Task(embedded, labeled, unlabeled, generator, m1, settings_of(method, smoke=True), tmp_path / method)
-
-    return make
+    yield add
+    runner.load_data.cache_clear()
 
 
 @pytest.fixture
@@ -72,9 +69,10 @@ def offline(monkeypatch, tmp_path):
         downloads.append(Path(root))
         raise RuntimeError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.MNIST", refuse)
-    monkeypatch.delenv("VAE_DATA", raising=False)
-    monkeypatch.delenv("VAE_SMOKE", raising=False)
+    for name in ("MNIST", "FashionMNIST"):
+        monkeypatch.setattr(f"torchvision.datasets.{name}", refuse)
+    for name in ("VAE_DATA", "VAE_SMOKE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return downloads
 
@@ -83,28 +81,22 @@ def offline(monkeypatch, tmp_path):
 def write_mnist(monkeypatch):
     """A function that writes small files in MNIST's format, image i spelling i in its first two pixels, label i % 7.
 
-    It returns their folder, and `load_mnist` accepts them from then on.
+    It returns their folder, and `load_mnist` accepts them from then on; with folder="FashionMNIST", its loader.
     """
 
-    def write(root, num_train=6, num_test=3, gzipped=()):
-        folder = root / "MNIST" / "raw"
-        folder.mkdir(parents=True)
-        md5 = {}
+    def write(root, num_train=6, num_test=3, gzipped=(), folder="MNIST"):
+        raw, md5 = root / folder / "raw", {}
+        raw.mkdir(parents=True)
         for part, num in (("train", num_train), ("t10k", num_test)):
-            pixels = np.zeros((num, 784), np.uint8)
+            pixels, labels = np.zeros((num, 784), np.uint8), np.arange(num) % 7
             pixels[:, 0], pixels[:, 1] = np.divmod(np.arange(num), 256)
-            labels = (np.arange(num) % 7).astype(np.uint8)
-            images = struct.pack(">4I", 0x803, num, 28, 28) + pixels.tobytes()
-            for name, content in (
-                (f"{part}-images-idx3-ubyte", images),
-                (f"{part}-labels-idx1-ubyte", struct.pack(">2I", 0x801, num) + labels.tobytes()),
-            ):
+            contents = {"images-idx3": struct.pack(">4I", 0x803, num, 28, 28) + pixels.tobytes()}
+            contents["labels-idx1"] = struct.pack(">2I", 0x801, num) + labels.astype(np.uint8).tobytes()
+            for name, content in ((f"{part}-{kind}-ubyte", content) for kind, content in contents.items()):
                 md5[name] = hashlib.md5(content).hexdigest()
-                if name in gzipped:
-                    (folder / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
-                else:
-                    (folder / name).write_bytes(content)
-        monkeypatch.setattr("vae.data.MNIST_MD5", md5)
-        return folder
+                path = raw / (f"{name}.gz" if name in gzipped else name)
+                path.write_bytes(gzip.compress(content, 1) if name in gzipped else content)
+        monkeypatch.setattr(datasets, {"MNIST": "MNIST_MD5", "FashionMNIST": "FASHION_MNIST_MD5"}[folder], md5)
+        return raw
 
     return write

@@ -1,11 +1,10 @@
 """Kill -9 at random moments, and look at what is left: python -m tests.stress --kills 50.
 
-Training, the writing of checkpoints, two sweeps into one folder and the regeneration of a notebook are killed in turn.
-After each kill every file must be whole, and what resumes must end, bit for bit, as if nothing had happened.
+Training, the writing of checkpoints, two comparisons into one folder and the regeneration of a notebook are killed in
+turn. After each kill every file must be whole, and what resumes must end, bit for bit, as if nothing had happened.
 """
 
 import argparse
-import hashlib
 import io
 import json
 import multiprocessing
@@ -14,8 +13,9 @@ import random
 import shutil
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 import PIL.Image
@@ -23,54 +23,42 @@ import psutil
 import torch
 from torch import nn
 
-from vae import execute, stages, sweep, workspace
-from vae.data import MNIST, Batches, binarize
-from vae.jobs import load_data, load_result
-from vae.training import fit, load_checkpoint
+from experiments import execute, notebook, runner
+from experiments.__main__ import main as command_line
+from experiments.methods import EVERY
+from vae.checkpoint import load_state
+from vae.data import Batches, binarize
+from vae.datasets import embedded_mnist
+from vae.training import fit
 
 CONTEXT = multiprocessing.get_context("fork")  # nothing is imported again
-SWEEP = ["--methods", "mlp", "m1knn", "--labels", "100", "--splits", "2", "--jobs", "1"]
 CELL = """
-import torch
 from matplotlib import pyplot as plt
-from vae import workspace
-from vae.data import MNIST
-workspace.load_mnist = lambda: MNIST(*[torch.zeros(2, 784)] * 6)
+from experiments import notebook
+notebook.load_mnist = lambda: None
 figure = plt.figure()
 figure.gca().plot([1, 3, 2])
-workspace.Workspace().show(figure, save_as="figure.png")
+notebook.Workspace().show(figure, save_as="figure.png")
 """
 
 
 def train(width, epochs, batch_size):
-    """Train an auto-encoder of 64 binarised images."""
+    """Train an auto-encoder of 64 binarized images."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 20))
     batches = Batches(torch.rand(64, 20), batch_size, torch.Generator().manual_seed(0), binarize)
     fit(lambda x: (model(x) - x).square().mean(), model, batches, epochs=epochs, lr=1e-3, checkpoint="run.pt")
 
 
-def train_long():
-    """Spend the time in steps."""
-    train(width=8, epochs=20, batch_size=4)
-
-
-def write_checkpoints():
-    """Spend the time in writing checkpoints of 3 MB, one after each step."""
-    train(width=500, epochs=15, batch_size=64)
-
-
-def run_sweep():
+def compare():
     """Run four jobs, for which M1 is trained first, a small one."""
-    sweep.SMOKE = True
-    sweep.train_m1 = mock.patch.dict(stages.M1_SETTINGS, hidden_dims=[20])(stages.train_m1)
-    sweep.main(SWEEP)
+    runner.RESULTS, runner.STATE = Path("results").absolute(), Path("checkpoints").absolute()
+    command_line(["ssl", "--methods", "mlp", "m1knn", "--labels", "100", "--splits", "2", "--jobs", "1"])
 
 
 def prepare_notebook():
     """Leave a notebook that was never run, and the figure of another day."""
-    kernel = {"name": "python3", "display_name": "Python 3"}
-    cell = nbformat.v4.new_code_cell(CELL, id="cell")
+    kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(CELL, id="cell")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), "tiny.ipynb")
     Path("_images").mkdir()
     PIL.Image.new("RGB", (10, 10)).save("_images/figure.png")
@@ -78,31 +66,26 @@ def prepare_notebook():
 
 def run_notebook():
     """Regenerate the notebook and its figure, as on a machine that has MNIST."""
-    workspace.load_mnist = lambda: MNIST(*[torch.zeros(2, 784)] * 6)
-    execute.main(["tiny.ipynb"])
+    notebook.load_mnist = lambda: None
+    execute.run(["tiny.ipynb"])
 
 
 SCENARIOS = {  # what runs, in how many processes, what it finds, and its share of the kills
-    "training": (train_long, 1, None, 0.4),
-    "checkpoints": (write_checkpoints, 1, None, 0.24),
-    "sweep": (run_sweep, 2, None, 0.16),
+    "training": (partial(train, width=8, epochs=20, batch_size=4), 1, None, 0.4),
+    "checkpoints of 3 MB": (partial(train, width=500, epochs=15, batch_size=64), 1, None, 0.24),
+    "comparison": (compare, 2, None, 0.16),
     "notebook": (run_notebook, 1, prepare_notebook, 0.2),
 }
 
 
-def _result(path):
-    return {key: value for key, value in load_result(path).items() if key != "cpu_minutes"}
-
-
-def _digest(path):
-    """Say all that a checkpoint holds but times, in few letters."""
-    state = load_checkpoint(path)
-    for epoch in state["history"]:
-        epoch.pop("cpu_seconds", None)
-    content = io.BytesIO()
-    torch.save(json.loads(json.dumps(state["history"])), content)
-    torch.save([state[key] for key in ("model", "optimizer", "schedule", "random", "batches")], content)
-    return hashlib.md5(content.getvalue()).hexdigest()
+def _state(path):
+    """Say all that a checkpoint or a model holds but times."""
+    state, content = load_state(path), io.BytesIO()
+    for epoch in state.get("history", ()):
+        epoch.pop("cpu_seconds")
+    tensors = [state.pop(key, None) for key in ("model", "optimizer", "schedule", "random", "batches")]
+    torch.save(tensors, content)
+    return json.dumps(state), content.getvalue()
 
 
 def _picture(path):
@@ -115,7 +98,8 @@ def _notebook(path):
     return path.read_bytes()
 
 
-READERS = {".json": _result, ".pt": _digest, ".png": _picture, ".ipynb": _notebook}
+READERS = {".pt": _state, ".png": _picture, ".ipynb": _notebook}
+READERS[".json"] = lambda path: runner.load_result(path) | {"cpu_minutes": 0}
 
 
 def contents(folder):
@@ -143,57 +127,51 @@ def run_to_the_end(function, folder, number):
     """Return the contents of `folder` after running `function` in it."""
     for process in start(function, folder, number):
         process.join()
-        assert process.exitcode == 0, f"{function.__name__} failed in {folder}"
+        assert process.exitcode == 0, f"it failed in {folder}"
     return contents(folder)
 
 
 def kill(processes):
-    """Kill -9 the processes. Returns their children, orphans that may still be at work."""
-    children = [c for p in processes if p.is_alive() for c in psutil.Process(p.pid).children(recursive=True)]
+    """Kill -9 the processes. Returns how many were alive, and their children, orphans that may still be at work."""
+    alive = [process for process in processes if process.is_alive()]
+    children = [child for process in alive for child in psutil.Process(process.pid).children(recursive=True)]
     for process in processes:
         process.kill()
         process.join()
-    return children
+    return len(alive), children
 
 
 def stress(name, kills, root, rng):
-    """Kill one scenario `kills` times. Returns counts."""
+    """Kill one scenario `kills` times. Returns how many were killed."""
     run, number, prepare, _ = SCENARIOS[name]
-    prepared = root / "prepared"
+    prepared, killed, tries = root / "prepared", 0, 0
     prepared.mkdir()
     if prepare:
         os.chdir(prepared)
         prepare()
-    before = contents(prepared)
-    reference = shutil.copytree(prepared, root / "reference")
-    clock = time.monotonic()
+    before, reference, clock = contents(prepared), shutil.copytree(prepared, root / "reference"), time.monotonic()
     expected = run_to_the_end(run, reference, number)
-    seconds = time.monotonic() - clock
-    folder, counts = None, {"kills": 0, "during a write": 0, "resumed": 0, "finished first": 0}
-    while counts["kills"] < kills:
-        folder = folder or shutil.copytree(prepared, root / f"folder {sum(counts.values())}")
+    seconds, folder = time.monotonic() - clock, None
+    while killed < kills:
+        tries += 1
+        folder = folder or shutil.copytree(prepared, root / f"folder {tries}")
         processes = start(run, folder, number)
         time.sleep(rng.uniform(0, seconds))
-        alive = [process.is_alive() for process in processes]
-        orphans = kill(processes)
+        alive, orphans = kill(processes)
         left = contents(folder)
         for path, was in before.items():
             assert left[path] in (was, expected[path]), f"{path} is neither old nor new"
-        if not any(alive):
+        if alive:
+            killed += alive
+            copy = shutil.copytree(folder, root / "copy")
+            assert run_to_the_end(run, copy, number) == expected, f"{name} did not end as if nothing had happened"
+            shutil.rmtree(copy)
+        else:
             assert left == expected
-            counts["finished first"] += 1
             folder = None
-            continue
-        counts["kills"] += sum(alive)
-        counts["during a write"] += any(folder.rglob("*.part"))
-        counts["resumed"] += bool(left != before and left != expected)
-        copy = shutil.copytree(folder, root / "copy")
-        assert run_to_the_end(run, copy, number) == expected, f"{name} did not end as if nothing had happened"
-        shutil.rmtree(copy)
-        for orphan in orphans:
-            if orphan.is_running():
-                orphan.kill()
-    return counts
+        for orphan in (orphan for orphan in orphans if orphan.is_running()):
+            orphan.kill()
+    return killed
 
 
 def main():
@@ -203,17 +181,18 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load_data(True)
+    data, small = embedded_mnist(), EVERY["m1knn"].smoke()
+    runner.LOADERS["mnist"] = lambda: data
+    EVERY.update(mlp=EVERY["mlp"].smoke(), m1knn=replace(small, m1=replace(small.m1, hidden_dims=(20,))))
     torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # imports much, at its first use
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
     rng, total = random.Random(options.seed), 0
     for name, (*_, share) in SCENARIOS.items():
-        clock = time.monotonic()
         with tempfile.TemporaryDirectory() as root:
-            counts = stress(name, round(share * options.kills) or 1, Path(root), rng)
+            killed = stress(name, round(share * options.kills) or 1, Path(root), rng)
             os.chdir("/")
-        total += counts["kills"]
-        print(f"{name}: {counts}, {time.monotonic() - clock:.0f} s", flush=True)
+        total += killed
+        print(f"{name}: {killed} kills", flush=True)
     print(f"{total} kills: no broken file, and every resumed run ended bit for bit as one that was never killed")
 
 

@@ -1,247 +1,147 @@
-"""The toy density, the files of MNIST and where they are sought, splits and batches."""
+"""Data sets, their labeled subsets, batches, and what pixels pass through before a density sees them."""
 
-import shutil
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from vae import data
-from vae.data import Batches, MNISTNotFoundError, SemiSupervisedBatches, binarize, labeled_split, load_mnist
-
-MEANS = [[-4.0, 0.0], [2.0, 0.0]]
-COVARIANCES = [[[0.5, 0.5], [0.5, 0.8]], [[1.0, -0.8], [-0.8, 1.0]]]
+from vae.data import PARTS, UNKNOWN, Batches, SemiSupervisedBatches, binarize, dequantize, labeled_split
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_two_gaussians_have_the_density_of_an_even_mixture():
-    x = 4 * torch.randn(200, 2)
-    parts = [multivariate_normal(m, c).logpdf(x.double()) for m, c in zip(MEANS, COVARIANCES, strict=True)]
-    exact = np.logaddexp(*parts) - np.log(2)
-    assert_close(data.two_gaussians().log_prob(x), torch.from_numpy(exact).float())
+@pytest.mark.parametrize("part", PARTS)
+def test_a_data_set_refuses_what_no_model_can_use_and_says_which_part(stripes, part):
+    x, y = stripes.part(part)
+    wrong = [
+        (x.double(), y, "must be .*float32"),
+        ((255 * x).byte(), y, "must be .*float32.* divided by 255"),
+        (255 * x, y, "divide 8-bit images by 255"),
+        (x.masked_fill(x == x.max(), torch.nan), y, r"in \[0, 1\]"),
+        (x, y.float(), "as many labels, as of labels.long"),
+        (x, y[1:], "as many labels"),
+        (x, y + 1, "labels must lie in"),
+        (x, y - 2, "labels must lie in"),
+    ]
+    if part != "train":  # which sets the shape, and where −1 stands for a label that is not known
+        wrong += [(x.flatten(1), y, r"must be .*float32 \(1, 4, 6\), not .*24"), (x, y - 1, "for training only")]
+    for images, labels, complaint in wrong:
+        with pytest.raises(ValueError, match=f"stripes, {part} images: .*{complaint}"):
+            replace(stripes, **{f"{part}_images": images, f"{part}_labels": labels})
+    assert replace(stripes, train_labels=stripes.train_labels - 1).x_shape == (1, 4, 6)
 
 
-def test_two_gaussians_have_the_moments_of_an_even_mixture():
-    x = data.two_gaussians().sample((20_000,)).double()
-    mean, half = torch.tensor([-1.0, 0.0]), 3.0  # between the means (−4, 0) and (2, 0)
-    covariance = torch.tensor(COVARIANCES).mean(0) + torch.tensor([half**2, 0.0]).diag()
-    products = (x - mean).unsqueeze(2) * (x - mean).unsqueeze(1)  # (N, 2, 2)
-    for draws, exact in ((x, mean), (products, covariance)):
-        assert ((draws.mean(0) - exact).abs() < 5 * draws.std(0) / 20_000**0.5).all()
+def test_the_checksum_changes_with_any_pixel_or_label_and_with_the_shape_and_to_moves_all(stripes):
+    parts = {f"{part}_{kind}": stripes.part(part)[k] for part in PARTS for k, kind in enumerate(("images", "labels"))}
+    same, changed = {name: value.clone() for name, value in parts.items()}, []
+    for name, value in parts.items():
+        value = value.clone()
+        value.view(-1)[-1] -= 2**-20 if "images" in name else 1
+        changed.append(replace(stripes, **{name: value}))
+    for shape in ((24,), (1, 6, 4)):
+        changed.append(replace(stripes, **{k: v.view(-1, *shape) for k, v in parts.items() if "images" in k}))
+    assert replace(stripes, **same).checksum == stripes.checksum
+    assert len({stripes.checksum, *(data.checksum for data in changed)}) == 1 + len(changed)
+    moved = stripes.to("meta")
+    assert {value.device.type for value in vars(moved).values() if torch.is_tensor(value)} == {"meta"}
 
 
-def spelled(images):
-    """The numbers that `write_mnist` spelled in the first two pixels."""
-    pixels = (images * 255).round().long()
-    return pixels[:, 0] * 256 + pixels[:, 1]
-
-
-def test_mnist_is_split_as_in_the_papers(offline, write_mnist, tmp_path):
-    write_mnist(tmp_path, 60_000, 10_000, gzipped=["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
-    mnist = load_mnist(tmp_path)
-    rows = {"train": torch.arange(50_000), "valid": torch.arange(50_000, 60_000), "test": torch.arange(10_000)}
-    for part, expected in rows.items():
-        images, labels = getattr(mnist, f"{part}_images"), getattr(mnist, f"{part}_labels")
-        assert images.shape == (len(expected), 784)
-        assert torch.equal(spelled(images), expected)
-        assert torch.equal(labels, expected % 7)
-    assert mnist.complete
-    assert not offline
-
-
-def test_mnist_moves_to_a_device_as_a_whole(offline, write_mnist, tmp_path):
-    write_mnist(tmp_path)
-    moved = load_mnist(tmp_path).to("meta")
-    assert {v.device.type for v in vars(moved).values() if torch.is_tensor(v)} == {"meta"}
-    assert moved.complete
-
-
-@pytest.mark.parametrize("gzipped", [(), ["t10k-labels-idx1-ubyte"]])
-def test_mnist_is_sought_in_the_argument_then_in_vae_data_then_in_data(
-    offline, write_mnist, tmp_path, monkeypatch, gzipped
-):
-    roots = [tmp_path / "argument", tmp_path / "setting", tmp_path / "data"]
-    monkeypatch.setenv("VAE_DATA", str(roots[1]))
-    for root in roots:
-        write_mnist(root, gzipped=gzipped)
-    assert len(load_mnist(roots[0]).test_images) == 3
-    for root in roots:
-        (root / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"damaged")
-    for root in roots:  # the first that has the files is read, damaged or not; without them, the next
-        with pytest.raises(ValueError, match=f"{root.relative_to(tmp_path)}.MNIST.raw.train-images-idx3-ubyte"):
-            load_mnist(roots[0])
-        next(iter(root.glob("MNIST/raw/t10k-labels*"))).unlink()
-    assert not offline
-    with pytest.raises(MNISTNotFoundError) as caught:
-        load_mnist(roots[0])
-    assert [folder.parent for folder in offline] == [roots[0]]
-    for root in roots:
-        assert str(root / "MNIST" / "raw") in str(caught.value)
-
-
-def test_missing_mnist_says_what_is_needed_and_what_to_do(offline, tmp_path):
-    with pytest.raises(MNISTNotFoundError, match="no network") as caught:
-        load_mnist()
-    for needed in (
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
-        str(tmp_path / "data" / "MNIST" / "raw"),
-        "Copy the four files",
-        "VAE_DATA",
-    ):
-        assert needed in str(caught.value)
-
-
-def test_missing_mnist_is_downloaded_to_the_first_place(offline, write_mnist, tmp_path, monkeypatch):
-    write_mnist(tmp_path / "elsewhere")
-    copy = partial(shutil.copytree, "elsewhere", dirs_exist_ok=True)
-    monkeypatch.setattr("torchvision.datasets.MNIST", lambda root, download: copy(root))
-    assert len(load_mnist(tmp_path / "argument").test_images) == 3
-    assert [path.name for path in (tmp_path / "argument").iterdir()] == ["MNIST"]
-
-
-NAME = "t10k-labels-idx1-ubyte"
-
-
-def test_truncated_archive_is_named(offline, write_mnist, tmp_path):
-    path = write_mnist(tmp_path, gzipped=[NAME]) / f"{NAME}.gz"
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:-4], b"", b"no archive", whole[:12] + b"\xff" * 8 + whole[20:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{NAME}.gz is .*fetch it again"):
-            load_mnist(tmp_path)
-    assert not offline
-
-
-def test_file_with_other_contents_is_named(offline, write_mnist, tmp_path):
-    path = write_mnist(tmp_path) / NAME
-    contents = path.read_bytes()
-    for damaged in (contents[:-1], contents[:-1] + b"\x07", b""):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{NAME} is not .*MD5.*{data.MNIST_MD5[NAME]}.*fetch it again"):
-            load_mnist(tmp_path)
-    assert not offline
-
-
-def test_embedded_images_are_balanced_and_disjoint(embedded):
-    parts = {"train": 400, "valid": 50, "test": 50}
-    for part, per_class in parts.items():
-        labels = getattr(embedded, f"{part}_labels")
-        assert torch.bincount(labels).tolist() == [per_class] * 10
-    images = torch.cat([getattr(embedded, f"{part}_images") for part in parts])
-    assert images.shape == (5000, 784)
-    assert len({row.tobytes() for row in images.numpy()}) == 5000
-    assert (images.min(), images.max()) == (0, 1)
-    assert not embedded.complete
-
-
-def test_embedded_labels_belong_to_their_images(embedded):
-    """Held-out digits are close to the mean training image of their class: chance would be 10 %."""
-    means = torch.stack([embedded.train_images[embedded.train_labels == k].mean(0) for k in range(10)])
-    for images, labels in (
-        (embedded.valid_images, embedded.valid_labels),
-        (embedded.test_images, embedded.test_labels),
-    ):
-        assert (torch.cdist(images, means).argmin(1) == labels).float().mean() > 0.7
-
-
-def test_binarized_pixels_have_their_intensity_as_mean():
+def test_binarized_pixels_have_their_intensity_as_mean(monkeypatch):
     intensities = torch.linspace(0, 1, 11)
     draws = binarize(intensities.expand(20_000, 11), seeded())
     assert set(draws.unique().tolist()) == {0, 1}
     assert ((draws.mean(0) - intensities).abs() <= 5 * (intensities * (1 - intensities) / 20_000).sqrt()).all()
+    for draw in (0.0, 1 - 2**-24):  # the least and the largest that torch.rand gives
+        monkeypatch.setattr(torch, "rand", lambda shape, draw=draw, **_: torch.full(shape, draw))
+        assert binarize(torch.tensor([0.0, 1.0]), seeded()).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])  # the least and the largest that torch.rand gives
-def test_black_and_white_stay_as_they_are_whatever_is_drawn(monkeypatch, draw):
-    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, draw))
-    assert binarize(torch.tensor([0.0, 1.0]), seeded()).tolist() == [0, 1]
+def test_dequantized_pixels_fill_the_256th_of_their_gray_level_evenly():
+    levels = torch.arange(256) / 255
+    within = 256 * dequantize(levels.expand(2000, 256), seeded()) - torch.arange(256)
+    assert -1e-4 < within.min() < 0.01 < 0.99 < within.max() < 1 + 1e-4
+    assert_close(within.mean(0), torch.full((256,), 0.5), atol=5 / (12 * 2000) ** 0.5, rtol=0)
 
 
-def test_binarize_is_seeded_and_draws_anew():
-    grey, generator = torch.full((100,), 0.5), seeded()
-    first, second = binarize(grey, generator), binarize(grey, generator)
-    assert torch.equal(first, binarize(grey, seeded()))
-    assert not torch.equal(first, second)
+@pytest.mark.parametrize("transform", [binarize, dequantize])
+def test_transforms_are_seeded_draw_anew_and_refuse_8_bit_images(transform):
+    gray, generator = torch.full((100,), 0.5), seeded()
+    first = transform(gray, generator)
+    assert torch.equal(first, transform(gray, seeded()))
+    assert not torch.equal(first, transform(gray, generator))
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        transform(255 * gray, generator)
 
 
-@pytest.fixture
-def labels():
-    return torch.arange(10).repeat_interleave(torch.arange(20, 30))[torch.randperm(245)]
+@settings(max_examples=100)
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=9), st.integers(0, 20), st.data())
+def test_every_split_is_complete_and_keeps_labels_of_every_class(counts, unknown, data):
+    """Evenly, to within one, or in proportion, to within one, at least one each; −1 is always among the others."""
+    num_labeled, num_classes = data.draw(st.integers(len(counts), sum(counts))), len(counts)
+    labels = torch.arange(num_classes).repeat_interleave(torch.tensor(counts))
+    labels = torch.cat([labels, torch.full((unknown,), UNKNOWN)])[torch.randperm(sum(counts) + unknown)]
+    (labeled, unlabeled), (again, _) = (labeled_split(labels, num_labeled, seeded(), num_classes) for _ in "12")
+    assert sorted([*labeled.tolist(), *unlabeled.tolist()]) == list(range(len(labels)))
+    assert len(labeled) == num_labeled
+    assert torch.equal(labeled, again)
+    kept = torch.bincount(labels[labeled], minlength=num_classes).tolist()  # which refuses −1
+    if min(counts) >= -(-num_labeled // num_classes):
+        assert max(kept) - min(kept) <= 1
+    elif max(kept) - min(kept) > 1:
+        shares = [num_labeled * count / sum(counts) for count in counts]
+        small = sum(max(0, 1 - share) for share in shares)  # what classes with a share below one are given
+        assert all(n >= 1 and -1 - small < n - share < 1 for n, share in zip(kept, shares, strict=True))
 
 
-@pytest.mark.parametrize("num_labeled", [10, 100, 200])
-def test_labeled_split_is_balanced_disjoint_and_complete(labels, num_labeled):
-    labeled, unlabeled = labeled_split(labels, num_labeled, seeded())
-    assert torch.bincount(labels[labeled]).tolist() == [num_labeled // 10] * 10
-    assert sorted([*labeled.tolist(), *unlabeled.tolist()]) == list(range(245))
-
-
-def test_labeled_split_is_seeded(labels):
-    first, again, other = (set(labeled_split(labels, 50, seeded(s))[0].tolist()) for s in (0, 0, 1))
-    assert first == again != other
+def test_one_hundred_labels_of_seven_classes_are_fourteen_or_fifteen_each_of_another_draw_for_another_seed():
+    labels = torch.arange(7).repeat(40)
+    drawn = [labeled_split(labels, 100, seeded(s), 7)[0] for s in (0, 1)]
+    assert sorted(torch.bincount(labels[drawn[0]]).tolist()) == [14, 14, 14, 14, 14, 15, 15]
+    assert not torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(
-    ("num_labeled", "complaint"),
-    [(15, "15.*multiple of 10 from 10 to 200"), (210, "210.*to 200"), (0, "0.*from 10"), (-10, "-10.*from 10")],
+    ("labels", "num_labeled", "complaint"),
+    [
+        ([0, 1, 2], 2, "num_labeled = 2 must be at least one for each of 3"),
+        ([0, 1, 2, -1], 4, "num_labeled = 4 .*at most the 3 images that have a label"),
+        ([0, 1, 1], 3, r"no image has the label \[2\]"),
+        ([-1, -1], 3, r"no image has the label \[0, 1, 2\]"),
+        ([0, 1, 2, 3], 3, "labels must be whole numbers.* in 0…2"),
+        ([0, 1, 2, -2], 3, "labels must be whole numbers.* in 0…2"),
+        ([0.0, 1.0, 2.0], 3, "labels must be whole numbers.* in 0…2"),
+    ],
 )
-def test_labeled_split_refuses_what_cannot_be_balanced(labels, num_labeled, complaint):
+def test_a_split_that_cannot_be_is_refused(labels, num_labeled, complaint):
     with pytest.raises(ValueError, match=complaint):
-        labeled_split(labels, num_labeled, seeded())
+        labeled_split(torch.tensor(labels), num_labeled, seeded(), 3)
 
 
-@pytest.mark.parametrize("wrong", [10, -1])
-def test_labeled_split_refuses_labels_out_of_range(labels, wrong):
-    labels[3] = wrong
-    with pytest.raises(ValueError, match=f"0…9.*{wrong}"):
-        labeled_split(labels, 10, seeded())
+@pytest.mark.parametrize(("num_rows", "size"), [(12, 4), (12, 12), (14, 4), (3, 1)])
+def test_an_epoch_visits_rows_at_most_once_in_equal_batches_shuffled_anew_by_the_seed(num_rows, size):
+    epochs = []
+    for batches in (Batches(torch.arange(num_rows), size, seeded(s)) for s in (0, 0, 1)):
+        for epoch in (list(batches) for _ in range(2)):
+            assert [len(batch) for batch in epoch] == [size] * len(batches)
+            epochs.append(torch.cat(epoch).tolist())
+            assert len(set(epochs[-1])) == len(epochs[-1]) == num_rows - num_rows % size
+    assert epochs[:2] == epochs[2:4]
+    assert num_rows == 3 or len(set(map(tuple, epochs))) == 4
 
 
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(12, 4), (12, 12), (14, 4), (3, 1)])
-def test_an_epoch_visits_rows_at_most_once_in_equal_batches(num_rows, batch_size):
-    batches = Batches(torch.arange(num_rows).unsqueeze(1), batch_size, seeded())
-    epoch = list(batches)
-    assert [len(batch) for batch in epoch] == [batch_size] * len(batches)
-    visited = torch.cat(epoch).flatten().tolist()
-    assert len(set(visited)) == len(visited) == num_rows - num_rows % batch_size
-
-
-def test_epochs_are_shuffled_anew_and_seeded():
-    def epochs(seed):
-        batches = Batches(torch.arange(30), 10, seeded(seed))
-        return [torch.cat(list(batches)).tolist() for _ in range(2)]
-
-    first, second = epochs(0)
-    assert epochs(0) == [first, second] != epochs(1)
-    assert first != second
-    assert sorted(first) == sorted(second) != first
-
-
-def test_batches_are_binarized_anew_each_epoch():
-    batches = Batches(torch.full((10, 50), 0.5), 10, seeded(), transform=binarize)
-    (first,), (second,) = batches, batches
-    assert set(first.unique().tolist()) == {0, 1}
-    assert not torch.equal(first, second)
-
-
-def semi_supervised(num_labeled, num_unlabeled, seed=0):
-    """Image i is row i of the identity: white at i alone, whatever is drawn."""
-    return SemiSupervisedBatches(
-        torch.eye(12), torch.arange(12) % 10, torch.eye(40), num_labeled, num_unlabeled, seeded(seed)
-    )
+def semi_supervised(num_labeled, num_unlabeled):
+    rows = torch.eye(12), torch.arange(12) % 10, torch.eye(40)
+    return SemiSupervisedBatches(*rows, num_labeled, num_unlabeled, seeded())
 
 
 @pytest.mark.parametrize(("num_labeled", "num_unlabeled"), [(4, 5), (12, 40), (3, 7), (1, 1), (2, 4)])
-def test_every_batch_holds_labelled_and_unlabelled_images(num_labeled, num_unlabeled):
+def test_every_batch_holds_labeled_and_unlabeled_rows(num_labeled, num_unlabeled):
     batches = semi_supervised(num_labeled, num_unlabeled)
     labeled, unlabeled = [], []
     for x, y, x_unlabeled in batches:
@@ -251,30 +151,27 @@ def test_every_batch_holds_labelled_and_unlabelled_images(num_labeled, num_unlab
         unlabeled += x_unlabeled.argmax(1).tolist()
     assert len(labeled) == len(batches) * num_labeled
     assert len(set(unlabeled)) == len(unlabeled) == 40 - 40 % num_unlabeled
-    visits = np.bincount(labeled, minlength=12)
-    assert visits.max() - visits.min() <= 1
+    assert np.ptp(np.bincount(labeled, minlength=12)) <= 1
+    assert (batches.num_labeled, batches.num_unlabeled) == (12, 40)
 
 
-def test_semi_supervised_batches_are_seeded_and_binarized():
-    def epoch(seed):
-        grey = torch.full((4, 9), 0.5)
-        return torch.cat(next(iter(SemiSupervisedBatches(grey, torch.arange(4), grey, 4, 4, seeded(seed))))[::2])
-
-    assert torch.equal(epoch(0), epoch(0))
-    assert not torch.equal(epoch(0), epoch(1))
-    assert set(epoch(0).unique().tolist()) == {0, 1}
+def test_both_kinds_of_batches_pass_every_row_through_the_transform_anew_in_each_epoch():
+    gray, generator = torch.full((4, 50), 0.5), seeded()
+    plain = Batches(gray, 4, generator, binarize)
+    both = SemiSupervisedBatches(gray, torch.arange(4), gray, 4, 4, generator, binarize)
+    drawn = [x for _ in range(2) for x in plain] + [x for _ in range(2) for batch in both for x in batch[::2]]
+    assert all(set(x.unique().tolist()) == {0, 1} for x in drawn)
+    assert len({tuple(x.flatten().tolist()) for x in drawn}) == len(drawn) == 6
 
 
 @pytest.mark.parametrize("size", [0, -1, 41])
-def test_impossible_batch_sizes_are_refused(size):
-    with pytest.raises(ValueError, match=f"batch_size = {size} .*40 rows"):
-        Batches(torch.eye(40), size, seeded())
-    with pytest.raises(ValueError, match=f"num_unlabeled = {size} .*40 rows"):
-        semi_supervised(4, size)
-    with pytest.raises(ValueError, match=f"num_labeled = {size} .*12 rows"):
-        semi_supervised(size, 4)
-
-
-def test_images_and_labels_must_be_as_many():
-    with pytest.raises(ValueError, match="12 labelled rows have 11 labels"):
-        SemiSupervisedBatches(torch.eye(12), torch.zeros(11), torch.eye(40), 4, 4, seeded())
+def test_impossible_batches_are_refused(size):
+    for make, complaint in (
+        (lambda: Batches(torch.eye(40), size, seeded()), f"batch_size = {size} .*40 rows"),
+        (lambda: semi_supervised(4, size), f"unlabeled_batch_size = {size} .*40 rows"),
+        (lambda: semi_supervised(size, 4), f"labeled_batch_size = {size} .*12 rows"),
+        (lambda: Batches(torch.eye(0), size, seeded()), "no rows to draw from"),
+        (lambda: SemiSupervisedBatches(*map(torch.zeros, (12, 11, 40)), 4, 4, seeded()), "12 .*rows have 11 labels"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            make()

@@ -27,11 +27,11 @@ pytestmark = pytest.mark.browser
 
 CELL = """\
 import torch
-from vae.explorer import PlaneExplorer
+from experiments.explorer import PlaneExplorer
 from vae.networks import BernoulliDecoder
 
 torch.manual_seed(0)
-decoder = BernoulliDecoder(2, 784, (32, 32))
+decoder = BernoulliDecoder(2, (1, 28, 28), (32, 32))
 codes = torch.rand(10, 2) * 4 - 2
 
 
@@ -122,11 +122,11 @@ def test_the_image_follows_the_sliders_and_the_buttons(browser, lab):
         return "| Idle" in find("#jp-main-statusbar")[0].text
 
     def shows(z):
-        """Whether the browser shows what the decoder says of z, up to rounding: one of 255 greys."""
+        """Whether the browser shows what the decoder says of z, up to rounding: one of 255 grays."""
         picture = wait_for(lambda: browser.execute_script(PICTURE), "a picture")
-        greys = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(picture))).convert("L")).astype(float)
-        ink = decode(torch.tensor([z])).detach().view(28, 28).numpy()
-        return abs(greys - 255 * (1 - ink)).max() <= 1
+        grays = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(picture))).convert("L")).astype(float)
+        ink = decode(torch.tensor([z])).detach()[0, 0].numpy()
+        return abs(grays - 255 * (1 - ink)).max() <= 1
 
     def check(act, z):
         """Whether `act` makes the browser show z, which it did not before, as an image and in numbers."""

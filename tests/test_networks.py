@@ -1,113 +1,74 @@
-"""The networks, against their definition by concatenation, and the distributions they return."""
+"""The networks, against their definition by concatenation, and the distributions that they return."""
+
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import ContinuousBernoulli as LibrarysContinuousBernoulli
+from torch.distributions import Normal
 from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
 
-from vae.networks import (
-    MLP,
-    BernoulliDecoder,
-    Classifier,
-    ContinuousBernoulliDecoder,
-    Encoder,
-    GaussianDecoder,
-    diagonal_normal,
-)
+from vae.distributions import diagonal_normal
+from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
+from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
+
+DECODERS = {
+    "Bernoulli": BernoulliDecoder,
+    "continuous Bernoulli": ContinuousBernoulliDecoder,
+    "Gaussian": GaussianDecoder,
+    "diagonal": DiagonalGaussianDecoder,
+    "diagonal with limits": partial(DiagonalGaussianDecoder, scale_limits=(0.5, 0.7)),
+    "shared": SharedGaussianDecoder,
+    "fixed": partial(SharedGaussianDecoder, fixed_scale=0.25),
+}  # all that may take labels
 
 
 def by_concatenation(mlp, x, y, num_classes):
     """What the MLP stands for: a plain network over [x, one_hot(y)]."""
-    joined = nn.Linear(x.shape[1] + num_classes, mlp.first.out_features)
+    joined = nn.Linear(x.shape[1] + num_classes, mlp.input.out_features)
     with torch.no_grad():
-        joined.weight.copy_(torch.cat([mlp.first.weight, mlp.label_column.weight.T], 1))
-        joined.bias.copy_(mlp.first.bias)
+        joined.weight.copy_(torch.cat([mlp.input.weight, mlp.label_embedding.weight.T], 1))
+        joined.bias.copy_(mlp.input.bias)
     hidden = joined(torch.cat([x, one_hot(y, num_classes)], 1)).clamp(min=0)
-    *middle, last = [layer for layer in mlp.rest if isinstance(layer, nn.Linear)]
-    for layer in middle:
+    for layer in mlp.hidden[1::2]:  # between ReLUs
         hidden = linear(hidden, layer.weight, layer.bias).clamp(min=0)
-    return linear(hidden, last.weight, last.bias)
+    return linear(hidden, mlp.output.weight, mlp.output.bias)
 
 
 @pytest.mark.parametrize("hidden_dims", [[7], [7, 5], [7, 5, 3]])
-def test_label_column_equals_a_concatenated_one_hot_label(hidden_dims):
-    mlp, x, y = MLP(6, hidden_dims, 3, num_classes=4), torch.randn(9, 6), torch.randint(4, (9,))
-    assert_close(mlp(x, y), by_concatenation(mlp, x, y, 4))
+def test_a_label_embedding_equals_a_concatenated_one_hot_label(hidden_dims):
+    mlp, x, y = MLP(6, hidden_dims, (3, 2), num_classes=4), torch.randn(9, 6), torch.randint(4, (9,))
+    expected = by_concatenation(mlp, x, y, 4)
+    assert_close(mlp(x, y), expected.view(9, 3, 2))
 
 
-def test_gaussian_decoder_sees_the_label():
-    decoder, z, y = GaussianDecoder(2, 6, [7], num_classes=4), torch.randn(9, 2), torch.randint(4, (9,))
-    base = decoder(z, y).base_dist
-    assert_close(torch.cat([base.mean, base.stddev[:, :1].log()], 1), by_concatenation(decoder.network, z, y, 4))
+def test_encoder_and_decoders_say_what_their_network_does_of_input_and_label():
+    x, y = torch.randn(9, 6), torch.randint(4, (9,))
+    for make, outputs in (
+        (Encoder, lambda base: torch.cat([base.mean, base.stddev.log()], 1)),
+        (BernoulliDecoder, lambda base: base.logits),
+        (GaussianDecoder, lambda base: torch.cat([base.mean, base.stddev[:, :1].log()], 1)),
+    ):
+        model = make(6, 2, [7], num_classes=4)
+        assert_close(outputs(model(x, y).base_dist), by_concatenation(model.network, x, y, 4))
 
 
-@pytest.mark.parametrize("make", [Encoder, BernoulliDecoder])
-def test_encoder_and_decoder_see_the_label(make):
-    network, x, y = make(6, 2, [7], num_classes=4), torch.randn(9, 6), torch.randint(4, (9,))
-    expected = by_concatenation(network.network, x, y, 4)
-    base = network(x, y).base_dist
-    assert_close(torch.cat([base.mean, base.stddev.log()], 1) if make is Encoder else base.logits, expected)
+def test_a_label_starts_out_as_visible_as_an_embedding_of_scale_one():
+    """That decides whether M2 ever uses y: mean and standard deviation within five standard errors."""
+    embeddings = MLP(784, [4000], 2, num_classes=10).label_embedding.weight
+    assert abs(embeddings.mean()) < 5 / embeddings.numel() ** 0.5
+    assert abs(embeddings.std() - 1) < 5 / (2 * embeddings.numel()) ** 0.5
 
 
-def test_labels_in_a_column_pair_every_label_with_every_input():
-    mlp, x = MLP(6, [7, 5], 3, num_classes=4), torch.randn(9, 6)
-    expected = torch.stack([mlp(x, torch.full((9,), k)) for k in range(4)])
-    assert_close(mlp(x, torch.arange(4).unsqueeze(1)), expected)
-
-
-def test_label_columns_start_as_standard_normal_draws():
-    columns = MLP(40, [300], 1, num_classes=10).label_column.weight
-    assert columns.mean().abs() < 5 / 3000**0.5
-    assert abs((columns**2).mean() - 1) < 5 * (2 / 3000) ** 0.5
-
-
-def test_encoder_returns_a_diagonal_normal():
-    encoder, x = Encoder(6, 2, [7], num_classes=4), torch.randn(9, 6)
-    assert (encoder.x_dim, encoder.z_dim) == (6, 2)
-    for y, batch in ((torch.zeros(9).long(), (9,)), (torch.arange(4).unsqueeze(1), (4, 9))):
-        posterior = encoder(x, y)
-        assert (posterior.batch_shape, posterior.event_shape) == (batch, (2,))
-        assert (posterior.stddev > 0).all()
-        assert posterior.rsample().requires_grad
-
-
-def test_bernoulli_decoder_returns_probabilities_of_binary_pixels():
-    for z in (torch.randn(9, 2), torch.randn(4, 9, 2)):
-        likelihood = BernoulliDecoder(2, 6, [7])(z)
-        assert (likelihood.batch_shape, likelihood.event_shape) == (z.shape[:-1], (6,))
-        assert_close(likelihood.log_prob(torch.ones(6)).exp(), likelihood.mean.prod(-1))
-
-
-def test_bernoulli_decoder_gives_grey_pixels_their_expected_log_likelihood():
-    likelihood, grey = BernoulliDecoder(2, 1, [7])(torch.randn(9, 2)), torch.full((9, 1), 0.3)
-    white, black = likelihood.log_prob(torch.ones(1)), likelihood.log_prob(torch.zeros(1))
-    assert_close(likelihood.log_prob(grey), 0.3 * white + 0.7 * black)
-
-
-def test_classifier_returns_one_distribution_over_labels_per_input():
-    label_posterior = Classifier(6, 4, [7])(torch.randn(9, 6))
-    assert (label_posterior.batch_shape, label_posterior.event_shape) == ((9,), ())
-    assert_close(label_posterior.probs.sum(1), torch.ones(9))
-    assert label_posterior.probs.shape == (9, 4)
-
-
-def test_gaussian_decoder_has_the_scale_it_is_given_or_learns_one_for_each_z():
-    z = torch.randn(4, 9, 2)
-    fixed, learned = GaussianDecoder(2, 6, [7], scale=0.25)(z), GaussianDecoder(2, 6, [7])(z)
-    for likelihood in (fixed, learned):
-        assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
-        assert len(likelihood.mean.unique()) == 4 * 9 * 6
-    assert (fixed.stddev == 0.25).all()
-    assert (learned.stddev == learned.stddev[..., :1]).all()  # the same in every dimension
-    assert len(learned.stddev.unique()) == 4 * 9
-
-
-def test_a_label_starts_out_as_visible_as_its_columns_scale_of_one():
-    """The label column's scale decides whether M2 ever uses y: five standard errors of a standard deviation."""
-    column = MLP(784, [4000], 2, num_classes=10).label_column.weight
-    assert abs(column.std() - 1) < 5 / (2 * column.numel()) ** 0.5
+def test_a_trained_network_takes_labels_without_a_change_and_then_learns_them():
+    mlp, x, y = MLP(6, [7, 5], 3), torch.randn(9, 6), torch.randint(4, (9,))
+    expected = mlp(x)
+    mlp.add_label_embedding(4)
+    assert torch.equal(mlp(x, y), expected)
+    mlp(x, y).sum().backward()
+    assert mlp.label_embedding.weight.grad.abs().sum() > 0
 
 
 def test_labels_are_neither_forgotten_nor_ignored():
@@ -117,54 +78,57 @@ def test_labels_are_neither_forgotten_nor_ignored():
             network(torch.randn(3, 4), **inputs)
 
 
-def test_gaussian_decoders_have_the_scales_that_they_say():
+def test_a_bernoulli_decoder_returns_probabilities_and_gives_gray_pixels_their_expected_log_likelihood():
+    for z in (torch.randn(9, 2), torch.randn(4, 9, 2)):
+        likelihood = BernoulliDecoder(2, 6, [7])(z)
+        assert_close(likelihood.log_prob(torch.ones(6)).exp(), likelihood.mean.prod(-1))
+        white, black, gray = (likelihood.log_prob(torch.full((6,), pixel)) for pixel in (1, 0, 0.3))
+        assert_close(gray, 0.3 * white + 0.7 * black)
+
+
+def test_a_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normalizer():
+    decoder, z, x = ContinuousBernoulliDecoder(2, (2, 3), [7]), torch.randn(4, 9, 2), torch.rand(2, 3)
+    likelihood = decoder(z)
+    assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (2, 3))
+    expected = LibrarysContinuousBernoulli(logits=decoder.network(z)).log_prob(x).sum((-2, -1))
+    assert_close(likelihood.log_prob(x), expected)
+
+
+@pytest.mark.parametrize("x_shape", [(6,), (2, 1, 3)])
+def test_gaussian_decoders_have_the_scales_that_they_say_and_can_learn_them(x_shape):
     z, num = torch.randn(4, 9, 2), 4 * 9
-    distinct = {"global": 1, "example": num, "pixel": num * 6}
-    for scale, count in distinct.items():
-        likelihood = GaussianDecoder(2, 6, [7], scale=scale, scale_limits=(0.5, 0.7) if scale == "pixel" else None)(z)
-        assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
-        assert likelihood.stddev.shape == (4, 9, 6)
-        assert len(likelihood.stddev.unique()) == count
-        likelihood.log_prob(torch.randn(6)).sum().backward()  # all of them can be learned
-    assert 0.5 < likelihood.stddev.min() < likelihood.stddev.max() < 0.7
-    with pytest.raises(ValueError, match="'shared' must be a number"):
-        GaussianDecoder(2, 6, [7], scale="shared")
+    distinct = {"Gaussian": num, "diagonal": num * 6, "diagonal with limits": num * 6, "shared": 1, "fixed": 1}
+    for name, count in distinct.items():
+        decoder = DECODERS[name](2, x_shape, [7])
+        likelihood, x = decoder(z), torch.randn(x_shape)
+        assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), x_shape)
+        assert len(likelihood.mean.unique()) == num * 6
+        scales = likelihood.stddev.expand(4, 9, *x_shape).flatten(2)
+        assert len(scales.unique()) == count
+        assert count != num or (scales == scales[..., :1]).all()  # the same in every dimension
+        assert name != "fixed" or (scales == 0.25).all()
+        assert name != "diagonal with limits" or 0.5 < scales.min() < scales.max() < 0.7
+        expected = Normal(likelihood.mean, likelihood.stddev).log_prob(x).flatten(2).sum(2)
+        assert_close(likelihood.log_prob(x), expected)
+        expected.sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in decoder.parameters())
 
 
-def test_the_optimal_scale_is_where_the_batchs_likelihood_is_largest():
-    decoder, z, x = GaussianDecoder(2, 6, [7], scale="optimal"), torch.randn(9, 2), 3 * torch.randn(9, 6)
-    mean = decoder(z).mean
-    error = (x - mean).square().mean().sqrt().item()
-    scales = torch.cat([torch.linspace(0.5, 2, 31) * error, torch.tensor([error])])
-    values = [diagonal_normal(mean, s.expand_as(mean)).log_prob(x).sum() for s in scales]
-    assert max(values) == values[-1]
-    assert_close(decoder(z).log_prob(x).sum(), values[-1])
-
-
-def test_the_optimal_scale_in_evaluation_is_a_density_that_no_longer_sees_its_value():
-    decoder, z = GaussianDecoder(2, 6, [7], scale="optimal"), torch.randn(9, 2)
+@pytest.mark.parametrize("x_shape", [(6,), (2, 1, 3)])
+def test_the_optimal_scale_in_evaluation_is_a_density_that_no_longer_sees_its_value(x_shape):
+    decoder, z = OptimalGaussianDecoder(2, x_shape, [7]), torch.randn(9, 2)
     for _ in range(2000):
-        decoder(z).log_prob(decoder(z).mean + 0.3 * torch.randn(9, 6))
+        decoder(z).log_prob(decoder(z).mean + 0.3 * torch.randn(9, *x_shape))
     kept = decoder.mean_square.item()
     assert abs(kept - 0.09) < 0.005
-    likelihood, x = decoder.eval()(z), torch.randn(9, 6)
-    assert_close(likelihood.log_prob(x), diagonal_normal(decoder(z).mean, likelihood.stddev).log_prob(x))
-    assert_close(likelihood.variance, torch.full((9, 6), kept))
+    likelihood, x = decoder.eval()(z), torch.randn(9, *x_shape)
+    expected = diagonal_normal(decoder(z).mean, likelihood.stddev, len(x_shape)).log_prob(x)
+    assert_close(likelihood.log_prob(x), expected)
+    assert_close(likelihood.variance, torch.full((9, *x_shape), kept))
     assert decoder.mean_square == kept
     assert decoder.state_dict()["mean_square"] == kept  # saved and restored with the parameters
 
 
-def test_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normaliser():
-    decoder, z, x = ContinuousBernoulliDecoder(2, 6, [7]), torch.randn(4, 9, 2), torch.rand(6)
-    likelihood = decoder(z)
-    assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (6,))
-    expected = LibrarysContinuousBernoulli(logits=decoder.network(z)).log_prob(x).sum(-1)
-    assert_close(likelihood.log_prob(x), expected)
-    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
-        decoder.check(torch.tensor([[2.0]]))
-
-
-@pytest.mark.parametrize("scale", [1.0, "global", "optimal"])
-def test_scale_limits_are_refused_where_no_scale_is_a_function_of_z(scale):
-    with pytest.raises(ValueError, match="no use for scale_limits"):
-        GaussianDecoder(2, 3, [4], scale=scale, scale_limits=[0.1, 1])
+def test_a_scale_in_closed_form_is_refused_where_labels_are_summed_over():
+    with pytest.raises(ValueError, match=r"num_classes = 3.*SharedGaussianDecoder"):
+        OptimalGaussianDecoder(2, 6, [7], num_classes=3)

@@ -1,0 +1,121 @@
+"""The command line: a mistake costs one line and exit code 2, trains nothing and leaves no file."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import m1, runner, table
+from experiments.__main__ import main
+from vae.datasets import load_mnist
+from vae.training import fit
+
+
+@pytest.fixture(autouse=True)
+def nowhere(offline, tmp_path, monkeypatch, embedded, add_data):
+    """An empty working folder in which results and states would be kept, where nothing may be trained."""
+
+    def train(*arguments, **options):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "STATE", tmp_path / "checkpoints")
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results/ssl/mnist")
+    monkeypatch.setattr(runner, "TIMEOUT", 0.5)
+    monkeypatch.setattr("vae.recipes.fit", train)
+    monkeypatch.setattr("nbclient.NotebookClient.execute", train)
+    add_data(replace(embedded, name="mnist"))
+
+
+def refuse(command, capsys):
+    """Return what the command says, after it was refused as it must be."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err.count("\n"), err[-1]) == (2, "", 1, "\n")
+    assert err.startswith("python -m experiments")
+    assert sorted(Path().rglob("*")) == before
+    return err
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("", "command"),
+        ("nonsense", "nonsense"),
+        ("ssl --labels 5", "num_labeled = 5 must be at least one for each of 10 classes"),
+        ("ssl --labels 4001", "at most the 4000 images"),
+        ("ssl --methods m2 --labels 3900", "3900 labels leave 100 images"),
+        ("ssl --labels 0", "0 must be at least 1"),
+        ("ssl --splits 0", "0 must be at least 1"),
+        ("ssl --splits -1", "-1 must be at least 1"),
+        ("ssl --jobs 0", "0 must be at least 1"),
+        ("ssl --methods nonsense m2", "no method is called nonsense; there are mlp"),
+        ("ssl --data nonsense", "nonsense"),
+        ("ssl --scheduler nonsense", "no Dask scheduler answers at 'nonsense'"),
+        ("ssl --scheduler=", "no Dask scheduler answers at ''"),
+        ("m1 toy-pixel --scheduler=", "no Dask scheduler answers at ''"),
+        ("ssl --scheduler tcp://127.0.0.1:1", "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+        ("m1 nonsense", "no run is called 'nonsense'; there are mnist-50"),
+        ("m1 latents-3 --jobs 0", "0 must be at least 1"),
+        ("table", "there are no results"),
+        ("notebooks", "notebook"),
+        ("notebooks missing.ipynb", "missing.ipynb"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(command, complaint, capsys):
+    assert complaint in refuse(command.split(), capsys)
+
+
+@pytest.mark.parametrize("command", ["ssl", "ssl --data fashion-mnist", "m1 latents-3"])
+@pytest.mark.parametrize(("place", "complaint"), [("empty", "no network"), ("nonexistent", "is no folder")])
+def test_missing_data_are_told_in_one_line(command, place, complaint, capsys, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("VAE_DATA", str(tmp_path / place))
+    monkeypatch.setitem(runner.LOADERS, "mnist", load_mnist)
+    err = refuse(command.split(), capsys)
+    assert str(tmp_path / place) in err and complaint in err
+
+
+def test_a_damaged_result_is_told_in_one_line(capsys, tmp_path):
+    path = tmp_path / "results/ssl/mnist/m1knn-100-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert f"{path} is not the result of m1knn-100-0" in refuse(["ssl"], capsys)
+
+
+@pytest.mark.parametrize("command", ["", "ssl", "m1", "table", "notebooks", "bench"])
+def test_help_changes_nothing(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    assert "usage: python -m experiments" in capsys.readouterr().out
+    assert not os.listdir()
+
+
+def test_an_error_of_the_program_is_no_mistake_of_the_user_and_keeps_its_traceback():
+    with pytest.raises(AssertionError, match="it trains"):
+        main(["ssl", "--jobs", "1"])
+
+
+def test_m1_runs_what_is_named_and_skips_what_is_there(add_data, stripes, capsys, tmp_path, monkeypatch):
+    add_data(replace(stripes, name="mnist"))
+    monkeypatch.setattr("vae.recipes.fit", fit)
+    small = replace(m1.RUNS["variance-free-0"].smoke(), hidden_dims=(20,), batch_size=40)
+    monkeypatch.setattr(m1, "RUNS", {f"variance-free-{seed}": replace(small, seed=seed) for seed in (0, 1)})
+    for names in (["variance-free-1"], ["variance-free"], ["variance-free-0", "variance"]):
+        main(["m1", *names, "--jobs", "1"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
+    expected = [("0 of 1", 1), ("1 of 2", 1), ("2 of 2", 0)]
+    assert said == [f"{there} results are there, {missing} to go" for there, missing in expected]
+    assert [result["seed"] for result in m1.read_results("variance-free", tmp_path / "results/m1")] == [0, 1]
+
+
+def test_the_module_is_the_command():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-m", "experiments"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,126 @@
+"""The runs of M1: what their results say, on which data, what stays, and what happens when one diverges."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch.testing import assert_close
+
+from experiments import m1
+from experiments.m1 import GROUPS, RUNS, jobs, read_results, runs_of
+from experiments.runner import UserError, load_result, plain, run_job, shortened
+from vae import recipes
+from vae.checkpoint import load_model, load_state
+from vae.datasets import load_mnist
+from vae.evaluation import active_latents
+
+COMMITTED = sorted((Path(__file__).parent.parent / "results/m1").glob("*.json"))
+
+
+@pytest.fixture
+def run(add_data, stripes, tmp_path, monkeypatch):
+    """A function that makes a run small, runs it on `stripes` or the toy density, and returns its result."""
+    add_data(replace(stripes, name="mnist"))
+
+    def run(name, epochs=1, recipe=None, **changes):
+        recipe = replace(shortened(RUNS[name].recipe, epochs), **recipe or {})
+        small = {"hidden_dims": (20,), "z_dim": min(RUNS[name].z_dim, 3), "batch_size": 40, "recipe": recipe}
+        monkeypatch.setitem(RUNS, name, replace(RUNS[name].smoke(), **small | changes))
+        return run_job(*jobs([name]), tmp_path, tmp_path / "state")[1]
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["latents-3", "toy-iwae-1", "variance-limited-0", "variance-continuous-0"])
+def test_a_run_says_how_good_its_model_is_and_keeps_it(run, name, stripes, tmp_path):
+    result, config, toy, folder = run(name, epochs=3, z_dim=4), RUNS[name], "toy" in name, tmp_path / f"state/m1/{name}"
+    assert result == json.loads((tmp_path / f"m1/{name}.json").read_text())
+    expected = {"name": name, "diverged": None, "seed": config.seed, "data": config.data, "settings": plain(config)}
+    expected["data_checksum"] = None if toy else stripes.checksum
+    expected["updates"] = 3 * ((5000 if toy else 240) // 40)
+    assert {key: result[key] for key in expected} == expected
+    _, _, (_, valid, test) = result["curve"]
+    assert abs(valid - test) < 0.2 * abs(test) + 0.5
+    assert abs(result["test_elbo"] - test) < 0.05 * abs(test) + 0.5  # another draw of the latents
+    assert result["test_log_likelihood"] > test - 5 * result["standard_error"]
+    parts = result["terms"]
+    bound = parts["log_likelihood"] - parts["mutual_information"] - parts["kl_to_prior"]
+    assert result["test_elbo"] == pytest.approx(bound, abs=0.01)
+    assert not toy or abs(result["truth"] + 2.79) < 0.05 > result["test_log_likelihood"] - result["truth"]
+    rows, _, test_rows, _ = m1._data(config)
+    vae = load_model(config.build(rows.shape[1:]), folder / "model.pt")
+    assert vae.encoder.network.output.out_features == 2 * 4
+    assert len(active_latents(vae, test_rows)) == result["active_latents"]
+    assert {path.name for path in folder.iterdir()} == {"model.pt", "log"}
+
+
+def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes):
+    """White images, of which alone M1 has seen any, are likely; black ones are not."""
+    white = {f"{part}_images": stripes.part(part)[0] * 0 + 1 for part in ("train", "valid")}
+    add_data(replace(stripes, name="mnist", test_images=stripes.test_images * 0, **white))
+    result = run("latents-3", epochs=20)
+    loss, valid, test = result["curve"][-1]
+    assert valid > -loss - 2 > test + 10
+    assert result["test_elbo"] < valid - 10 > result["test_log_likelihood"]
+
+
+def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_path):
+    """The start is trained once; the weighted bound takes over from its parameters."""
+    first, changes = "precision-fp32-0", {"start": "precision-fp32-0", "recipe": {"iwae_samples": 5, "lr": 1e-8}}
+    before, result, model = run(first), tmp_path / f"m1/{first}.json", tmp_path / f"state/m1/{first}/model.pt"
+    started = load_state(model)["model"]
+    run("mnist-50-iwae", **changes)
+    assert_close(load_state(tmp_path / "state/m1/mnist-50-iwae/model.pt")["model"], started, rtol=0, atol=1e-5)
+    result.unlink(), model.unlink()
+    run("mnist-50-iwae", samples=21, **changes)
+    assert run(first) | {"cpu_minutes": 0} == before | {"cpu_minutes": 0}
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_curve_and_no_model(run, tmp_path, monkeypatch):
+    result, fit = run("variance-free-0", recipe={"lr": 1e6}), recipes.fit
+    assert "not finite" in result["diverged"] or "became" in result["diverged"]
+    assert "test_elbo" not in result
+    assert result["curve"] == []
+    assert not any((tmp_path / "state").rglob("*.pt"))
+
+    def second_stage_fails(*arguments, name, **options):
+        if name == "M1":
+            raise FloatingPointError("it became nan")
+        return fit(*arguments, name=name, **options)
+
+    monkeypatch.setattr(recipes, "fit", second_stage_fails)
+    result = run("mnist-50")
+    assert (result["diverged"], len(result["curve"]), result["updates"]) == ("it became nan", 1, 240 // 40)
+
+
+def test_cpu_minutes_are_those_of_all_epochs_once(run, monkeypatch):
+    def fit(*arguments, evaluate, epochs, **options):
+        return [{"loss": 1.0, "cpu_seconds": 30.0 * (n + 1)} | evaluate() for n in range(epochs)]
+
+    monkeypatch.setattr(recipes, "fit", fit)
+    assert run("latents-3", epochs=3)["cpu_minutes"] == 3
+
+
+def test_every_run_can_be_built_and_named_and_a_missing_result_is_asked_for(tmp_path):
+    for name, config in RUNS.items():
+        assert config.build((1, 28, 28)).encoder.z_dim == config.z_dim, name
+        assert runs_of(name) == [name]
+    assert sum(len(runs_of(group)) for group in GROUPS) == len(RUNS)
+    with pytest.raises(UserError, match=r"\['mnist-50'\].*python -m experiments m1 mnist-50"):
+        read_results("mnist-50", tmp_path)
+
+
+def test_committed_results_are_of_todays_settings():
+    for result in map(load_result, COMMITTED):
+        assert result["settings"] == plain(RUNS[result["name"]]), result["name"]
+        assert result["data"] == RUNS[result["name"]].data and result.keys() >= {"versions", "updates"}
+        assert result["diverged"] or math.isfinite(result["test_elbo"])
+        assert result["diverged"] or result["test_elbo"] < result["test_log_likelihood"] + 5 * result["standard_error"]
+
+
+@pytest.mark.full_mnist
+def test_committed_results_are_of_mnist():
+    checksums = {result["data"]: result["data_checksum"] for result in map(load_result, COMMITTED)}
+    assert checksums == {"mnist": load_mnist().checksum, m1.TOY: None}

@@ -1,0 +1,153 @@
+"""Notebooks: only a full run on the full MNIST writes to _images/, and only one that succeeds is written."""
+
+import io
+import os
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib import pyplot as plt
+
+from experiments import execute, notebook
+from experiments.methods import METHODS
+from experiments.notebook import Workspace
+from experiments.runner import UserError
+from vae.plotting import curves
+
+
+@pytest.fixture(autouse=True)
+def displayed(monkeypatch, embedded, offline):
+    """What a notebook was given to show, in an empty working folder with no network."""
+    images = []
+    monkeypatch.setattr(notebook, "display", images.append)
+    monkeypatch.setattr(notebook, "embedded_mnist", lambda: embedded)  # read once for all tests
+    return images
+
+
+def figure(last=1.0):
+    return curves({"loss": {"train": [3.0, 2.0, last]}, "error": {"valid": [0.3, 0.2, 0.1]}})
+
+
+def files():
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def says_preview(path):
+    """Whether the picture holds the crimson of the note that no figure of a full run has."""
+    pixels = np.asarray(PIL.Image.open(path).convert("RGB")).astype(int)
+    return bool((abs(pixels - [220, 20, 60]).sum(-1) < 60).any())
+
+
+@pytest.mark.parametrize(
+    ("smoke", "complete", "folder", "models"),
+    [
+        (True, True, "preview/smoke", "vae-smoke-"),  # even if MNIST is there
+        (False, False, "preview", "preview/checkpoints/notebooks"),
+        (False, True, "_images", "checkpoints/notebooks"),
+    ],
+)
+def test_only_a_full_run_on_the_full_mnist_writes_to_images(
+    smoke, complete, folder, models, tmp_path, monkeypatch, write_mnist, offline, capsys
+):
+    monkeypatch.setattr(notebook, "SMOKE", smoke)
+    if complete:
+        write_mnist(tmp_path / "data")
+    before, workspace, shown = files(), Workspace(), figure()
+    workspace.show(shown, save_as="curves.png")
+    preview, said = smoke or not complete, capsys.readouterr().out
+    assert files() == sorted([*before, f"{folder}/curves.png"])
+    assert ("PREVIEW" in shown.get_suptitle()) == says_preview(f"{folder}/curves.png") == preview
+    assert len(workspace.mnist.test_images) == (500 if preview else 3)
+    assert ("GOING ON WITH A PREVIEW" in said) == ("t10k-labels-idx1-ubyte" in said) == (not complete)
+    assert workspace.count(100, 2) == (2 if smoke else 100)
+    assert workspace.config(METHODS["m2"]) == (METHODS["m2"].smoke() if smoke else METHODS["m2"])
+    assert workspace.models.name.startswith(models) if smoke else str(workspace.models) == models
+    assert not workspace.models.exists() or os.listdir(workspace.models) == []
+    assert len(offline) == (not complete)
+
+
+def test_damaged_mnist_stops_the_run(tmp_path, write_mnist):
+    (write_mnist(tmp_path / "data") / "t10k-labels-idx1-ubyte").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte"):
+        Workspace()
+
+
+def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time_and_a_save_cut_short_leaves_them(
+    displayed, monkeypatch
+):
+    workspace = Workspace()
+    workspace.show(figure())
+    assert files() == []  # saved only on request
+    workspace.show(figure(), save_as="curves.png")
+    saved = Path("preview/curves.png").read_bytes()
+    assert [image.data for image in displayed] == [saved] * 2
+    assert PIL.Image.open(io.BytesIO(saved)).format == "PNG"
+    assert not plt.get_fignums()
+
+    def write_a_part(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", write_a_part)
+    with pytest.raises(OSError, match="disk full"):
+        workspace.show(figure(last=2), save_as="curves.png")
+    assert files() == ["preview/curves.png"]
+    assert Path("preview/curves.png").read_bytes() == saved
+
+
+def test_an_animation_holds_its_figures_in_turn_and_says_what_it_is_not(displayed):
+    """Three figures, three frames, for ever; the notebook gets the bytes of the file; the same again."""
+    for _ in range(2):
+        Workspace().show_animation([figure(last) for last in (1, 2, 3)], save_as="flight.gif", milliseconds=70)
+    content = Path("preview/flight.gif").read_bytes()
+    assert [image.data for image in displayed] == [content] * 2
+    assert says_preview("preview/flight.gif")
+    animation, frames = PIL.Image.open(io.BytesIO(content)), set()
+    assert (animation.format, animation.n_frames, animation.info["loop"]) == ("GIF", 3, 0)
+    for number in range(3):
+        animation.seek(number)
+        assert animation.info["duration"] == 70
+        frames.add(animation.convert("RGB").tobytes())
+    assert len(frames) == 3
+    assert not plt.get_fignums()
+
+
+def write(source):
+    """Write a notebook of one cell, and return its bytes."""
+    kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(source)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), "given.ipynb")
+    return Path("given.ipynb").read_bytes()
+
+
+def test_a_notebook_is_rewritten_with_its_output_a_widget_as_text_because_its_kernel_is_gone(tmp_path, write_mnist):
+    """On a machine without MNIST into the preview folder, over the original otherwise."""
+    before = write("import ipywidgets\nprint(1)\nipywidgets.IntSlider()")
+    for complete, folder in enumerate((Path("preview"), Path())):
+        if complete:
+            write_mnist(tmp_path / "data")
+        execute.run(["given.ipynb"])
+        printed, shown = nbformat.read(folder / "given.ipynb", as_version=4).cells[0].outputs
+        assert (printed.text, dict(shown.data)) == ("1\n", {"text/plain": "IntSlider(value=0)"})
+        assert (Path("given.ipynb").read_bytes() == before) != complete
+
+
+@pytest.mark.parametrize("failure", ["1 / 0", "import os; os._exit(1)"])
+def test_a_notebook_that_fails_is_left_as_it_is(failure):
+    before = write(failure)
+    with pytest.raises(SystemExit, match=r"given\.ipynb failed and is unchanged"):
+        execute.run(["given.ipynb"])
+    assert Path("given.ipynb").read_bytes() == before
+    assert files() == ["given.ipynb"]
+
+
+@pytest.mark.parametrize("content", ['{"cells": [', "[]", "{}", '{"nbformat": 4, "cells": 1}'])
+def test_what_is_no_notebook_is_named_and_left_alone_before_any_runs(content, monkeypatch):
+    write("1 / 0")
+    Path("damaged.ipynb").write_text(content)
+    with pytest.raises(UserError, match=r"damaged\.ipynb is not a notebook"):
+        execute.run(["given.ipynb", "damaged.ipynb"])
+    assert Path("damaged.ipynb").read_text() == content
+    assert files() == ["damaged.ipynb", "given.ipynb"]

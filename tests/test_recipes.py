@@ -1,0 +1,200 @@
+"""The stages in which M1, M2 and M1+M2 are trained: what each minimizes, which networks move, what is recorded."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import kl_divergence
+from torch.testing import assert_close
+
+from vae import recipes
+from vae.data import Batches, SemiSupervisedBatches, binarize
+from vae.marginalization import marginalize_topk
+from vae.models import VAE, SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.recipes import LabelsRecipe, M1M2Recipe, M1Recipe, M2Recipe
+
+SHAPE, PARTS = (1, 4, 6), ("weight", "bias")
+QUICK = M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3, linear_probe=False)
+JOINT = M1M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3, joint_epochs=1, joint_lr=1e-4)
+
+
+@pytest.fixture
+def m1():
+    """Untrained, but its latents tell images apart."""
+    m1 = VAE(Encoder(SHAPE, 3, (20,)), BernoulliDecoder(3, SHAPE, (20,)))
+    nn.init.normal_(m1.encoder.network.output.weight)
+    return m1
+
+
+def new_m2(num_classes=3):
+    encoder, decoder = Encoder(SHAPE, 2, (20,), num_classes), BernoulliDecoder(2, SHAPE, (20,), num_classes)
+    return SemiSupervisedVAE(encoder, decoder, Classifier(SHAPE, num_classes, (20,)))
+
+
+@pytest.fixture
+def both_kinds(stripes):
+    """A function that returns batches with 12 labels, 6 in a batch, and 228 rows without, 40 in a batch."""
+
+    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3):
+        labels, generator = torch.arange(12) % num_classes, torch.Generator().manual_seed(0)
+        return SemiSupervisedBatches(rows[:12], labels, rows[12:], 6, 40, generator, transform)
+
+    return both_kinds
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """A function that makes `fit` note for each stage what it minimizes, its rate, and what moves of a module."""
+
+    def watch(module):
+        stages, fit = {}, recipes.fit
+
+        def noting(loss, learner, batches, *, name, lr, **options):
+            before = {key: p.clone() for key, p in module.named_parameters()}
+            history = fit(loss, learner, batches, name=name, lr=lr, **options)
+            moved = {key for key, p in module.named_parameters() if not torch.equal(p, before[key])}
+            stages[name] = {"loss": loss, "lr": lr, "moved": moved, "networks": {k.partition(".net")[0] for k in moved}}
+            return history
+
+        monkeypatch.setattr(recipes, "fit", noting)
+        return stages
+
+    return watch
+
+
+def seeded(function, *arguments):
+    """What the function returns where draws are those of one seed."""
+    torch.manual_seed(1)
+    return function(*arguments)
+
+
+def test_m1_learns_with_less_divergence_then_from_its_bound_then_from_a_tighter_one(stripes, m1, watch):
+    stages, batches = watch(m1), Batches(stripes.train_images, 40, torch.Generator(), binarize)
+    recipes.train_m1(m1, batches, M1Recipe(warm_up_epochs=1, epochs=1, iwae_epochs=1, iwae_samples=7))
+    x = binarize(stripes.valid_images, torch.Generator())
+    bound, tighter = seeded(m1.elbo, x).mean(), seeded(m1.importance_weighted_bound, x, 7).mean()
+    warm_up = bound + 0.7 * kl_divergence(m1.encoder(x), m1.prior).mean()
+    losses = {name: seeded(stage["loss"], x) for name, stage in stages.items()}
+    assert_close(losses, {"M1 warm-up": -warm_up, "M1": -bound, "M1 iwae": -tighter})
+
+
+def test_the_classifier_of_m2_learns_labels_is_frozen_then_learns_with_the_rest(watch, both_kinds, tmp_path):
+    """After each epoch the model is evaluated; a stage without epochs is left out; each is kept in a file."""
+    stages, epochs = watch(m2 := new_m2()), iter(range(9))
+    recipe = replace(QUICK, unfrozen_epochs=3)
+    history = recipes.train_m2(m2, both_kinds(), recipe, tmp_path, lambda: {"number": next(epochs)})
+    everything = {"encoder", "decoder", "classifier"}
+    expected = {"labels": {"classifier"}, "frozen": everything - {"classifier"}, "unfrozen": everything}
+    assert {name: stage["networks"] for name, stage in stages.items()} == expected
+    assert {stage["lr"] for stage in stages.values()} == {1e-3}
+    assert all(p.requires_grad for p in m2.parameters())
+    assert [epoch["number"] for epoch in history] == [0, 1, 2, 3, 4]
+    assert {path.stem for path in tmp_path.iterdir()} == expected.keys()
+    stages.clear()
+    recipes.train_m2(m2, both_kinds(), replace(QUICK, frozen_epochs=0))
+    assert list(stages) == ["labels", "unfrozen"]
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, stripes, both_kinds, watch):
+    """With skips, the classifier of images learns its last layer first, and that of latents is left behind."""
+    before, images = copy.deepcopy(m1.state_dict()), stripes.train_images
+    model = stacked = recipes.build_m1m2(m1, images, 3, 2, (20,))
+    if skips:
+        model = recipes.add_skips(stacked, Classifier(SHAPE, 3, (20,)))
+        z = torch.randn(3, 3)
+        assert_close(model.decode(z, torch.arange(3)).mean, m1.decoder(z).mean)  # it does not see the label yet
+    stages = watch(nn.ModuleDict({"stacked": stacked, "model": model}))
+    features, recipe = both_kinds(model.features(images), model.draw), replace(JOINT, probe_epochs=int(skips))
+    assert len(recipes.train_m1m2(model, stacked.m2, features, both_kinds(), recipe)) == len(stages) == 4 + skips
+    m2, of_m1 = {"stacked.m2.encoder", "stacked.m2.decoder"}, {"stacked.m1.encoder", "stacked.m1.decoder"}
+    of_latents, of_images = {"stacked.m2.classifier"}, {"model.classifier"} if skips else {"stacked.m2.classifier"}
+    expected = {"labels": of_latents, "frozen": m2, "unfrozen": m2 | of_latents, "joint": m2 | of_m1 | of_images}
+    expected |= {"probe": of_images} if skips else {}
+    assert {name: stage["networks"] for name, stage in stages.items()} == expected
+    assert [stage["lr"] for stage in stages.values()] == [1e-3] * (len(stages) - 1) + [1e-4]
+    assert not skips or stages["probe"]["moved"] == {f"model.classifier.network.output.{part}" for part in PARTS}
+    assert_close(m1.state_dict(), before, rtol=0, atol=0)  # what was trained was a copy
+
+
+@pytest.mark.parametrize("linear_probe", [False, True])
+def test_labels_train_all_layers_or_as_a_linear_probe_the_last_alone(linear_probe, watch, both_kinds):
+    classifier, m2, probe = Classifier(SHAPE, 3, (20,)), new_m2(), {"linear_probe": linear_probe}
+    stages, moved = watch(nn.ModuleList([classifier, m2.classifier])), []
+    recipes.train_on_labels(classifier, both_kinds(), LabelsRecipe(epochs=1, **probe))
+    moved.append(stages["labels"]["moved"])
+    recipes.train_m2(m2, both_kinds(), replace(QUICK, **probe))
+    moved.append(stages["labels"]["moved"])
+    layers = ["output"] if linear_probe else ["input", "output"]
+    assert moved == [{f"{n}.network.{layer}.{part}" for layer in layers for part in PARTS} for n in (0, 1)]
+
+
+@pytest.mark.parametrize("topk", [1, 2])
+def test_the_loss_weighs_labels_by_alpha_for_each_image_of_the_whole_data_set(topk, both_kinds):
+    """In value and in gradient; the batch sizes, 6 and 40, say nothing of the 12 images with and 228 without label."""
+    m2, batches = new_m2(), both_kinds()
+    batch, classifier = next(iter(batches)), list(m2.classifier.parameters())
+    x, y, x_unlabeled = batch
+    without, weighed = (
+        seeded(recipes.m2_loss(m2, batches, replace(QUICK, alpha_per_image=alpha, topk=topk)), batch)
+        for alpha in (0, 0.7)
+    )
+    labeled, unlabeled = seeded(
+        lambda: (m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, partial(marginalize_topk, k=topk)))
+    )
+    assert_close(without, -(12 * labeled.mean() + 228 * unlabeled.mean()) / 240)
+    of_labels, difference = -0.7 * m2.classifier(x).log_prob(y).mean(), weighed - without
+    assert_close(difference, of_labels, atol=1e-5, rtol=1e-4)
+    gradients = (torch.autograd.grad(value, classifier) for value in (difference, of_labels))
+    assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("topk", [1, 2, 3])
+def test_as_many_labels_are_summed_as_the_recipe_says_and_one_is_drawn(topk, both_kinds):
+    m2, shapes = new_m2(num_classes=4), set()
+    m2.decoder.network.label_embedding.register_forward_pre_hook(lambda _, arguments: shapes.add(arguments[0].shape))
+    recipes.train_m2(m2, both_kinds(num_classes=4), replace(QUICK, topk=topk))
+    assert shapes == {(6,), (topk + 1, 40)}
+
+
+def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, tmp_path):
+    recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
+    with pytest.raises(ValueError, match=r"labels\.pt holds a run with .*'alpha_per_image': 1.*delete it"):
+        recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, alpha_per_image=0.1), tmp_path)
+    (tmp_path / "frozen.pt").rename(tmp_path / "unfrozen.pt")
+    with pytest.raises(ValueError, match=r"unfrozen\.pt holds the run 'frozen', not 'unfrozen'; delete it"):
+        recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
+
+
+def test_a_classifier_takes_over_all_of_the_encoders_hidden_layers_or_none(stripes, m1):
+    x, encoder = stripes.valid_images.flatten(1), m1.encoder.network
+    network = recipes.start_from_encoder(Classifier(SHAPE, 3, (20,)), m1.encoder).network
+    assert_close(network.hidden(network.input(x)), encoder.hidden(encoder.input(x)))
+    assert network.output.out_features == 3
+    for hidden_dims in ((19,), (20, 20)):
+        with pytest.raises(ValueError, match="cannot take over"):
+            recipes.start_from_encoder(Classifier(SHAPE, 3, hidden_dims), m1.encoder)
+
+
+def test_label_embeddings_start_at_their_scale_and_only_active_latents_are_described(m1, stripes):
+    m1.encoder.network.output.weight.data[1] = 0  # the second of three latents says nothing
+    stacked = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), label_scale=0.3)
+    assert stacked.active.tolist() == [0, 2]
+    m2 = recipes.init_label_embeddings(new_m2(num_classes=500), 0.3)
+    for network in (network for model in (m2, stacked.m2) for network in (model.encoder, model.decoder)):
+        assert network.network.label_embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    nn.init.zeros_(m1.encoder.network.output.weight)
+    with pytest.raises(ValueError, match="train it longer"):
+        recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_recipe_in_bfloat16_computes_its_layers_so(bf16, dtype, both_kinds):
+    m2, dtypes = new_m2(), set()
+    m2.decoder.network.output.register_forward_hook(lambda layer, x, output: dtypes.add(output.dtype))
+    recipes.train_m2(m2, both_kinds(), replace(QUICK, bf16=bf16))
+    assert dtypes == {dtype}

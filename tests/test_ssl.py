@@ -1,0 +1,305 @@
+"""The semi-supervised comparison: what methods see, what their results say, what stays, exact resume."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.testing import assert_close
+
+from experiments import ssl
+from experiments.m1 import M1Config
+from experiments.methods import ESTIMATORS, EVERY, METHODS, UNDONE, Method, Task
+from experiments.runner import digest, load_result, plain, run_job, shortened
+from vae import recipes
+from vae.checkpoint import load_model, load_state
+from vae.data import PARTS, labeled_split
+from vae.datasets import load_mnist
+from vae.evaluation import error_rate
+from vae.networks import Classifier, Encoder
+from vae.recipes import M1Recipe, add_skips, build_m1m2
+
+COMMITTED = sorted((Path(__file__).parent.parent / "results/ssl/mnist").glob("*.json"))
+SMALL_M1 = M1Config(z_dim=3, hidden_dims=(20,), batch_size=40, recipe=M1Recipe(epochs=30, lr=1e-2))
+SIZES = {"hidden_dims": (20,), "classifier_dims": (20,), "z_dim": 2, "labeled_batch_size": 6}
+SIZES |= {"unlabeled_batch_size": 40}
+
+
+def small(name):
+    """Return a method with small networks and at most four epochs of each stage, for `stripes`."""
+    method, has = EVERY[name], {field.name for field in fields(EVERY[name])}
+    changes = {"recipe": replace(shortened(method.recipe, 4), lr=1e-2)} if "recipe" in has else {}
+    return replace(method, m1=method.m1 and SMALL_M1, **changes, **{key: SIZES[key] for key in SIZES.keys() & has})
+
+
+@pytest.fixture(scope="module")
+def m1(stripes):
+    torch.manual_seed(0)
+    return SMALL_M1.train(stripes.train_images, None)[0]
+
+
+@pytest.fixture
+def make_task(stripes, m1, tmp_path):
+    """A function that returns the task of 12 labels, in always the same draw; its data may be given."""
+
+    def make(data=stripes, folder=tmp_path):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
+        return Task(data, *labeled_split(stripes.train_labels, 12, generator, 3), generator, m1, folder)
+
+    return make
+
+
+@pytest.fixture
+def inputs():
+    """What encoders and classifiers are given where gradients are wanted: images, and latents."""
+    seen = {"images": [], "latents": []}
+
+    def note(module, arguments):
+        if torch.is_grad_enabled() and isinstance(module, Encoder | Classifier):
+            if arguments[0].dim() == 4:
+                seen["images"].append(arguments[0].flatten(1))
+            elif isinstance(module, Classifier):
+                seen["latents"].append(arguments[0].detach())
+
+    hook = register_module_forward_pre_hook(note)
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", ["m1", "mlp", "m1mlp", "m2", "m1m2", "m1m2_skips"])
+def test_networks_learn_from_training_images_alone_in_black_and_white_drawn_anew(name, make_task, stripes, inputs):
+    """And M2 on M1's latents from draws of them, none of which comes twice."""
+    images = {f"{part}_images": stripes.part(part)[0].clone() for part in PARTS}
+    for part, pixels in images.items():
+        pixels[:, 0, 0, 0] = 0 if part == "train_images" else 1  # a mark
+    marked = replace(stripes, **images)
+    if name == "m1":
+        ssl.trained_m1(SMALL_M1, marked, make_task().folder)
+    else:
+        small(name).train(make_task(marked))
+    pixels = torch.cat(inputs["images"])
+    assert set(pixels.unique().tolist()) == {0, 1}
+    assert not pixels[:, 0].any()
+    assert len(pixels.unique(dim=0)) > 1.5 * (12 if "mlp" in name else 240)
+    if "m1m2" in name:
+        latents = torch.cat(inputs["latents"])
+        assert len(latents.unique(dim=0)) == len(latents) > 900
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_sees_a_label_that_it_was_not_given_nor_changes_m1(name, make_task, stripes, m1, tmp_path):
+    before = {key: value.clone() for key, value in m1.state_dict().items()}
+    classify, *_ = small(name).train(make_task())
+    wrong = {f"{part}_labels": torch.randint(3, (len(stripes.part(part)[1]),)) for part in PARTS}
+    labeled = make_task().labeled
+    wrong["train_labels"][labeled] = stripes.train_labels[labeled]
+    classify_too, *_ = small(name).train(make_task(replace(stripes, **wrong), tmp_path / "other"))
+    assert torch.equal(classify(stripes.test_images), classify_too(stripes.test_images))
+    assert_close(m1.state_dict(), before, rtol=0, atol=0)
+
+
+class Estimator:
+    """Stands for a scikit-learn classifier and keeps what it is given."""
+
+    def __init__(self, **options):
+        Estimator.options = options
+
+    def fit(self, features, labels):
+        Estimator.features, Estimator.labels = torch.from_numpy(features), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "num_unlabeled"),
+    [
+        ("m1knn", {"n_neighbors": 1}, 0),
+        ("m1svm", {"C": 1}, 0),
+        ("m1spread", {"kernel": "knn", "n_neighbors": 10, "alpha": 0.8, "max_iter": 100}, 50),
+    ],
+)
+def test_estimators_get_their_settings_and_see_labels_of_labeled_images_only(
+    name, options, num_unlabeled, make_task, m1, stripes, monkeypatch
+):
+    """And as many unlabeled images as they ask for, of every class."""
+    task, method = make_task(), small(name)
+    monkeypatch.setitem(ESTIMATORS, method.estimator, Estimator)
+    replace(method, num_unlabeled=num_unlabeled, options=method.options | {"more": 1}).train(task)
+    assert Estimator.options == options | {"more": 1}
+    means = m1.encoder(stripes.train_images).mean.detach()
+    assert_close(Estimator.features[:12], means[task.labeled])
+    assert torch.equal(Estimator.labels[:12], stripes.train_labels[task.labeled])
+    assert Estimator.labels[12:].tolist() == [-1] * num_unlabeled
+    rows = torch.cdist(Estimator.features[12:], means).argmin(1)
+    assert len(set(rows.tolist()) & set(task.unlabeled.tolist())) == num_unlabeled
+    assert (torch.bincount(stripes.train_labels[rows], minlength=3) >= num_unlabeled / 6).all()
+
+
+SEEN = []
+
+
+@dataclass(frozen=True)
+class Constant(Method):
+    """Calls every image a 0, after two epochs of half a minute and a minute."""
+
+    unlabeled_batch_size: int = 40
+
+    def train(self, task):
+        SEEN.append(task.m1)
+        history = [{"cpu_seconds": 30.0}, {"cpu_seconds": 60.0}]
+        return lambda x: torch.zeros(len(x), dtype=torch.long), history, None
+
+
+@pytest.fixture
+def run(add_data, stripes, tmp_path, monkeypatch):
+    """A function that runs one cell of the comparison, with the method given, and returns its result."""
+    add_data(stripes)
+
+    def run(config, name="method", split=0, folder=tmp_path):
+        monkeypatch.setitem(EVERY, name, config)
+        ssl.run("stripes", [(name, 12, split)], 1, None, folder / "results", folder / "state")
+        return json.loads((folder / f"results/ssl/stripes/{name}-12-{split}.json").read_text())
+
+    return run
+
+
+def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_said_to_be_of(stripes, add_data, run):
+    """All validation images are of class 1 and all test images of class 0, which every image is taken for."""
+    ones, zeros = torch.ones_like(stripes.valid_labels), torch.zeros_like(stripes.test_labels)
+    data = replace(stripes, valid_labels=ones, test_labels=zeros)
+    add_data(data)
+    result = run(Constant(m1=None), split=3)
+    assert result.pop("versions")["torch"] == torch.__version__.partition("+")[0]
+    expected = {"name": "method-12-3", "data": "stripes", "method": "method", "labels": 12, "split": 3, "seed": 3}
+    expected |= {"valid_error": 100, "test_error": 0, "epochs": 2, "updates": 2 * (228 // 40), "cpu_minutes": 1.5}
+    expected |= {"data_checksum": data.checksum, "settings": {"m1": None, "unlabeled_batch_size": 40}}
+    assert result == expected
+    assert data.checksum != stripes.checksum
+
+
+def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run, tmp_path):
+    SEEN.clear()
+    m1s = [replace(SMALL_M1, z_dim=z_dim) for z_dim in (2, 4)]
+    for split, config in enumerate((*m1s, m1s[0])):
+        assert run(Constant(config), split=split)["settings"]["m1"] == plain(config)
+    assert [m1.encoder.z_dim for m1 in SEEN] == [2, 4, 2]
+    folder = tmp_path / "state/ssl/stripes/m1"
+    assert {path.name for path in folder.iterdir()} == set(map(digest, m1s))
+    for m1, config in zip(SEEN, (*m1s, m1s[0]), strict=True):
+        assert_close(m1.state_dict(), load_state(folder / digest(config) / "M1.pt")["model"], rtol=0, atol=0)
+
+
+def architecture(method, task):
+    """The untrained model that `method` trains."""
+    if hasattr(method, "build"):
+        return method.build(task)
+    if not hasattr(method, "skips"):
+        return task.classifier(method.hidden_dims, from_m1=False)
+    stacked = build_m1m2(task.m1, task.data.train_images, 3, method.z_dim, method.hidden_dims)
+    return add_skips(stacked, task.classifier((20,), from_m1=False)) if method.skips else stacked
+
+
+@pytest.mark.parametrize("name", ["mlp", "m2", "m1m2", "m1m2_skips"])
+def test_a_trained_model_stays_and_repeats_the_recorded_errors_whatever_it_is_called(
+    name, run, make_task, stripes, tmp_path
+):
+    result, model = run(small(name), "m1svm"), architecture(small(name), make_task())
+    folder = tmp_path / "state/ssl/stripes/m1svm-12-0"
+    assert {path.name for path in folder.iterdir()} == {"log", "model.pt"}
+    load_model(model, folder / "model.pt")
+    for part in ("valid", "test"):
+        assert round(error_rate(model.classify, *stripes.part(part)), 2) == result[f"{part}_error"]
+    assert result["test_error"] < 60  # guessing is wrong in 67 %
+
+
+def test_a_new_entry_is_its_settings_whatever_it_is_called(run, tmp_path):
+    method = replace(small("m1m2_skips"), z_dim=4)
+    assert run(method, "m1m2_skips_longer")["settings"] == plain(method)
+    state = load_state(tmp_path / "state/ssl/stripes/m1m2_skips_longer-12-0/model.pt")["model"]
+    assert len(state["m2.encoder.network.output.weight"]) == 2 * 4
+    assert {"classifier.network.output.weight", "m1.decoder.network.label_embedding.weight"} <= state.keys()
+
+
+@pytest.fixture(scope="module")
+def embedded_m1(embedded):
+    torch.manual_seed(0)
+    return METHODS["m2"].smoke().m1.train(embedded.train_images, None)[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_digits_in_its_epochs(name, embedded, add_data, embedded_m1, tmp_path, monkeypatch):
+    add_data(embedded)
+    monkeypatch.setitem(EVERY, name, METHODS[name].smoke())
+    path, result = run_job(ssl.job_of("embedded-mnist", name, 1000, 3, embedded_m1), tmp_path, tmp_path / "state")
+    assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
+    assert 0 < result["valid_error"] < 75
+    assert result["epochs"] == sum(n for key, n in result["settings"].get("recipe", {}).items() if "epochs" in key)
+    assert json.loads((tmp_path / f"{path}.json").read_text()) == result
+
+
+def test_results_are_seeded_by_their_split(run, tmp_path):
+    splits = ((0, "a"), (0, "b"), (1, "a"))
+    first, again, other = (run(small("m1knn"), split=split, folder=tmp_path / folder) for split, folder in splits)
+    assert first | {"cpu_minutes": 0} == again | {"cpu_minutes": 0}
+    assert first["valid_error"] != other["valid_error"] or first["test_error"] != other["test_error"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler may stop it."""
+
+
+STAGES = {"mlp": ["labels"], "m2": ["labels", "frozen", "unfrozen"]}
+STAGES["m1m2_skips"] = [*STAGES["m2"], "probe", "joint"]
+
+
+@pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in STAGES for stage in STAGES[name]])
+def test_a_cell_killed_in_any_stage_resumes_after_its_last_epoch(name, stage, run, tmp_path, monkeypatch):
+    """Killed in the second epoch of a stage, it trains that epoch and what follows, and ends as if nothing was."""
+    steps, fit, kill_at = [], recipes.fit, None
+
+    def counting(loss, learner, batches, *, name, **options):
+        def counted(batch):
+            steps.append(name)
+            if name == stage and steps.count(stage) == kill_at:
+                raise Killed
+            return loss(batch)
+
+        return fit(counted, learner, batches, name=name, **options)
+
+    monkeypatch.setattr(recipes, "fit", counting)
+    reference, all_steps = run(small(name), folder=tmp_path / "reference"), steps.copy()
+    steps.clear()
+    kill_at = 5 + 3  # of 5 batches in an epoch
+    with pytest.raises(Killed):
+        run(small(name), folder=tmp_path / "killed")
+    steps.clear()
+    kill_at = None
+    resumed = run(small(name), folder=tmp_path / "killed")
+    assert resumed | {"cpu_minutes": 0} == reference | {"cpu_minutes": 0}
+    assert steps == all_steps[all_steps.index(stage) + 5 :]
+    models = (tmp_path / folder / "state/ssl/stripes/method-12-0/model.pt" for folder in ("reference", "killed"))
+    assert_close(*(load_state(path)["model"] for path in models), rtol=0, atol=0)
+
+
+def test_a_comparison_holds_every_method_and_variants_with_100_labels_once():
+    cells, counts = ssl.cells_of(), (600, 1000, 3000)
+    assert len(set(cells)) == len(cells)
+    assert {cell[:2] for cell in cells if cell[1] > 100} == {
+        (method, labels) for method in METHODS for labels in counts
+    }
+    assert {method for method, *_ in cells} == EVERY.keys()
+    assert [split for method, _, split in cells if method in UNDONE] == [0] * len(UNDONE)
+    assert ssl.cells_of(["m2_bf16"], [600], 2) == [("m2_bf16", 600, 0), ("m2_bf16", 600, 1)]
+
+
+def test_committed_results_are_of_todays_settings():
+    for result in map(load_result, COMMITTED):
+        assert result["settings"] == plain(EVERY[result["method"]]), result["name"]
+        assert result["name"] == f"{result['method']}-{result['labels']}-{result['split']}"
+        assert result["data"] == "mnist" and result.keys() >= {"data_checksum", "versions", "updates"}
+
+
+@pytest.mark.full_mnist
+def test_committed_results_are_of_mnist():
+    assert {load_result(path)["data_checksum"] for path in COMMITTED} == {load_mnist().checksum}
