@@ -37,7 +37,7 @@ browser-test: .venv/installed
 
 # Install what the lock file says by `pip install --requirement requirements.lock`; this refreshes it.
 lock: .venv/installed
-	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
+	(echo "# The versions that the figures were last made with, and that the tests passed with; 'make lock' refreshes it."; $(BIN)/python -m pip freeze --exclude-editable) > requirements.lock
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \

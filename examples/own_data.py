@@ -1,7 +1,7 @@
 """M2 on your own images, most of them without a label: python examples/own_data.py
 
-The data here are scikit-learn's 8×8 digits 0…6, the higher ones rarer, 70 of them labeled. Change `load`; the rest
-adapts to any image shape (C, H, W) and any number of classes.
+The data here are scikit-learn's 8×8 digits 0…6, the higher ones rarer, 70 of them labeled. Change the counts
+and `load`; the rest adapts to any image shape (C, H, W) and any number of classes.
 """
 
 import torch
@@ -38,17 +38,18 @@ torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 images, labels = load(generator)
 order = torch.randperm(len(images), generator=generator)
-parts = order.split([len(order) - NUM_VALID - NUM_TEST, NUM_VALID, NUM_TEST])
-data = DataSet("digits", int(labels.max()) + 1, *(tensor[part] for part in parts for tensor in (images, labels)))
+order = order[(labels[order] < 0).int().argsort(stable=True)]  # those with a label first: only they can be held out
+valid, test, train = order.split([NUM_VALID, NUM_TEST, len(order) - NUM_VALID - NUM_TEST])
+data = DataSet("digits", int(labels.max()) + 1, *(t[part] for part in (train, valid, test) for t in (images, labels)))
 
 known, unknown = labeled_split(data.train_labels, NUM_LABELED, generator, data.num_classes)
 x, y, x_unlabeled = data.train_images[known], data.train_labels[known], data.train_images[unknown]
-batches = SemiSupervisedBatches(x, y, x_unlabeled, 35, 50, generator, binarize)  # 35 and 50 in each
+batches = SemiSupervisedBatches(x, y, x_unlabeled, 35, 50, generator, binarize)
 
 baseline = Classifier(data.x_shape, data.num_classes, [128], network=ConvNet)
 train_on_labels(baseline, batches, LabelsRecipe(epochs=30))
 m2 = build(data.x_shape, data.num_classes)
-train_m2(m2, batches, M2Recipe(label_epochs=5, frozen_epochs=30, unfrozen_epochs=120, lr=3e-3, linear_probe=False))
+train_m2(m2, batches, M2Recipe(label_epochs=5, frozen_epochs=30, unfrozen_epochs=120, lr=3e-3))
 for part in ("valid", "test"):  # choose settings by the first, report the second
     errors = [error_rate(classify, *data.part(part)) for classify in (baseline.classify, m2.classify)]
     print("{} error: labels only {:.1f} %, M2 {:.1f} %".format(part, *errors))
@@ -56,4 +57,4 @@ for part in ("valid", "test"):  # choose settings by the first, report the secon
 save_model(m2, "own_data.pt")
 m2 = load_model(build(data.x_shape, data.num_classes), "own_data.pt")
 print("new images are of the classes", m2.classify(data.test_images[:9]).tolist())
-print("five samples of class 3 have the shape", tuple(m2.sample(5, label=3, mean=True).shape))
+print("five samples of the last class:", tuple(m2.sample(5, label=data.num_classes - 1, mean=True).shape))

@@ -129,7 +129,7 @@ class M2(Method):
     label_scale: float = 3  # label embeddings start at Normal(0, label_scale²)
     labeled_batch_size: int = 100
     unlabeled_batch_size: int = 200
-    recipe: M2Recipe = M2Recipe()
+    recipe: M2Recipe = M2Recipe(linear_probe=True)
 
     def build(self, task):
         """Return it untrained."""
@@ -186,22 +186,23 @@ METHODS = {
 }
 NAIVE = replace(
     _M2,
+    m1=None,
     hidden_dims=(500,),
     label_scale=0.1,
-    recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18, linear_probe=False, alpha_per_image=0.1),
+    recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18, alpha_per_image=0.1),
 )
 UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
     "m2_small_embeddings": replace(_M2, label_scale=0.1),
-    "m2_never_frozen": replace(_M2, recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18)),
-    "m2_from_scratch": replace(_M2, recipe=M2Recipe(linear_probe=False)),
+    "m2_never_frozen": replace(_M2, recipe=replace(_M2.recipe, frozen_epochs=0, unfrozen_epochs=18)),
+    "m2_from_scratch": replace(_M2, m1=None, recipe=M2Recipe()),
     "m2_one_layer": replace(_M2, hidden_dims=(500,)),
-    "m2_weak_labels": replace(_M2, recipe=M2Recipe(alpha_per_image=0.1)),
+    "m2_weak_labels": replace(_M2, recipe=replace(_M2.recipe, alpha_per_image=0.1)),
     "m2_naive": NAIVE,
     "m2_naive_exact": replace(NAIVE, recipe=replace(NAIVE.recipe, topk=9)),  # the tenth label stands for itself
 }
 MORE = {  # with one thing more
-    "m2_longer": replace(_M2, recipe=M2Recipe(unfrozen_epochs=75)),
+    "m2_longer": replace(_M2, recipe=replace(_M2.recipe, unfrozen_epochs=75)),
     "m1m2_longer": replace(_M1M2, recipe=M1M2Recipe(joint_epochs=64)),
-    "m2_bf16": replace(_M2, recipe=M2Recipe(bf16=True)),
+    "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
 }
 EVERY = METHODS | UNDONE | MORE

@@ -112,7 +112,7 @@ def one_thread():
 def run_job(job, results, state):
     """Write the result of `job` to the folder `results`, with what it was made of, and return its path and itself.
 
-    Its own folder in `state` takes what a killed run resumes from, and a log; at the end, its model alone. A second
+    Its own folder in `state` takes what a killed run resumes from; at the end, its model and its log stay. A second
     process that wants the same job waits, and finds the first one's result.
     """
     folder, locks = state / job.path, state / "locks"
@@ -171,7 +171,7 @@ def connect(address):
     try:
         from dask.distributed import Client
     except ImportError:
-        raise UserError("a scheduler's address needs Dask: pip install 'dask[distributed]'") from None
+        raise UserError("a scheduler's address needs Dask: pip install -e '.[cluster]'") from None
     try:
         client = Client(address, timeout=TIMEOUT)
     except Exception as error:  # of many kinds, all about this address
@@ -182,8 +182,8 @@ def connect(address):
     except Exception as problem:
         client.close()
         raise UserError(
-            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, each with "
-            "requirements.txt installed and this folder as its working directory or in PYTHONPATH"
+            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, where "
+            "this project is installed by pip install -e '.[cluster]'"
         ) from problem
     if set(client.nthreads().values()) != {1}:
         client.close()

@@ -8,5 +8,5 @@ from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, labeled_
 from vae.datasets import load_fashion_mnist, load_mnist
 from vae.models import VAE, AutoEncoder, SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.recipes import train_m1, train_m1m2, train_m2
+from vae.recipes import M1M2Recipe, M1Recipe, M2Recipe, train_m1, train_m1m2, train_m2
 from vae.training import fit

@@ -7,7 +7,8 @@ Shapes: B batch, K classes, X one example's shape, Z latents; … stands for any
   (…, *out_shape) in float32 or float64, whatever the autocast. With `num_classes` it also takes whole numbers y that
   broadcast against the leading dimensions: (B,), a label for each example; (K, 1), all labels for each; (L, B), L
   labels for each, of its own. An encoder's or a classifier's network has its last linear layer in `output`; one with
-  labels has `label_embedding`, an nn.Embedding, or None. `MLP` is one, `vae.conv` has two more.
+  labels has `label_embedding`, an nn.Embedding, or None; `add_label_embedding` is for skips. `MLP` is one, `vae.conv`
+  has two more. Encoders, decoders and classifiers hold theirs in `network`.
 - An *encoder* maps x (…, *X), and y, to q(z|x) or q(z|x, y): event shape (Z,), batch shape (…), in `x_shape`, `z_dim`.
 - A *decoder* maps z (…, Z), and y, to a likelihood of event shape X and batch shape (…); an example's density must
   depend on its own z and y alone. `check(x)` raises ValueError for values that it has no density for.

@@ -112,12 +112,15 @@ class M2Recipe:
     lr: float = 2e-3
     alpha_per_image: float = 1  # α / N: what the labels' cross-entropy weighs [2, equation 9]; 0.1 in the paper
     topk: int = 1  # labels summed exactly; one more is drawn for all the others
-    linear_probe: bool = True
+    linear_probe: bool = False
     bf16: bool = False
 
 
 def m2_loss(model, batches, recipe):
-    """Return the loss of M2 or M1+M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9]."""
+    """Return the loss of M2 or M1+M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9].
+
+    It is minus `objectives.j_alpha`, which is higher the better.
+    """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * sum(sizes.values())
     marginalize = partial(marginalize_topk, k=recipe.topk)
@@ -154,7 +157,6 @@ class M1M2Recipe(M2Recipe):
     frozen_epochs: int = 6
     unfrozen_epochs: int = 6
     lr: float = 3e-3
-    linear_probe: bool = False
     probe_epochs: int = 0
     joint_epochs: int = 16
     joint_lr: float = 2e-3
@@ -166,7 +168,7 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
     `feature_batches` and `batches` hold the same images, as `model.features` and as pixels.
     """
     stages = _m2_stages(m2, feature_batches, recipe)
-    if recipe.probe_epochs:
+    if isinstance(model, SkipSemiSupervisedVAE):
         stages += [_labels_stage("probe", recipe.probe_epochs, recipe.lr, model.classifier, True, batches)]
     stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
     return run_stages(stages, recipe, folder, evaluate)
