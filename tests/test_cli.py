@@ -19,7 +19,7 @@ def nowhere(offline, tmp_path, monkeypatch, embedded, add_data):
     """An empty working folder in which results and states would be kept, where nothing may be trained."""
 
     def train(*arguments, **options):
-        raise AssertionError("it trains")
+        raise ValueError("it trains")
 
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runner, "STATE", tmp_path / "checkpoints")
@@ -81,13 +81,6 @@ def test_missing_data_are_told_in_one_line(command, place, complaint, capsys, tm
     assert str(tmp_path / place) in err and complaint in err
 
 
-def test_a_damaged_result_is_told_in_one_line(capsys, tmp_path):
-    path = tmp_path / "results/ssl/mnist/m1knn-100-0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert f"{path} is not the result of m1knn-100-0" in refuse(["ssl"], capsys)
-
-
 @pytest.mark.parametrize("command", ["", "ssl", "m1", "table", "notebooks", "bench"])
 def test_help_changes_nothing(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -98,7 +91,7 @@ def test_help_changes_nothing(command, capsys):
 
 
 def test_an_error_of_the_program_is_no_mistake_of_the_user_and_keeps_its_traceback():
-    with pytest.raises(AssertionError, match="it trains"):
+    with pytest.raises(ValueError, match="it trains"):
         main(["ssl", "--jobs", "1"])
 
 

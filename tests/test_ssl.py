@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from experiments import ssl
 from experiments.m1 import M1Config
 from experiments.methods import ESTIMATORS, EVERY, METHODS, UNDONE, Method, Task
-from experiments.runner import digest, load_result, plain, run_job, shortened
+from experiments.runner import digest, load_result, plain, shortened
 from vae import recipes
 from vae.checkpoint import load_model, load_state
 from vae.data import PARTS, labeled_split
@@ -178,15 +178,17 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     assert data.checksum != stripes.checksum
 
 
-def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run, tmp_path):
+def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run, tmp_path, monkeypatch):
+    m1s = {"first": replace(SMALL_M1, z_dim=2), "second": replace(SMALL_M1, z_dim=4)}
+    for name, config in m1s.items():
+        monkeypatch.setitem(EVERY, name, Constant(config))
     SEEN.clear()
-    m1s = [replace(SMALL_M1, z_dim=z_dim) for z_dim in (2, 4)]
-    for split, config in enumerate((*m1s, m1s[0])):
-        assert run(Constant(config), split=split)["settings"]["m1"] == plain(config)
-    assert [m1.encoder.z_dim for m1 in SEEN] == [2, 4, 2]
+    ssl.run("stripes", [(name, 12, split) for name in m1s for split in (0, 1)], 1, None, tmp_path, tmp_path / "state")
     folder = tmp_path / "state/ssl/stripes/m1"
-    assert {path.name for path in folder.iterdir()} == set(map(digest, m1s))
-    for m1, config in zip(SEEN, (*m1s, m1s[0]), strict=True):
+    assert {path.name for path in folder.iterdir()} == set(map(digest, m1s.values()))
+    for m1, (name, config) in zip(SEEN[::2], m1s.items(), strict=True):
+        assert m1.encoder.z_dim == config.z_dim
+        assert load_result(tmp_path / f"ssl/stripes/{name}-12-1.json")["settings"]["m1"] == plain(config)
         assert_close(m1.state_dict(), load_state(folder / digest(config) / "M1.pt")["model"], rtol=0, atol=0)
 
 
@@ -200,42 +202,32 @@ def architecture(method, task):
     return add_skips(stacked, task.classifier((20,), from_m1=False)) if method.skips else stacked
 
 
-@pytest.mark.parametrize("name", ["mlp", "m2", "m1m2", "m1m2_skips"])
-def test_a_trained_model_stays_and_repeats_the_recorded_errors_whatever_it_is_called(
-    name, run, make_task, stripes, tmp_path
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("mlp", "m1svm"), ("m2", "mlp"), ("m1m2", "m2_naive"), ("m1m2_skips", "m1m2_skips_longer"), ("m1m2_skips", "m2")],
+)
+def test_a_trained_model_is_that_of_its_settings_whatever_it_is_called_and_stays_and_repeats_the_errors(
+    name, called, run, make_task, stripes, tmp_path
 ):
-    result, model = run(small(name), "m1svm"), architecture(small(name), make_task())
-    folder = tmp_path / "state/ssl/stripes/m1svm-12-0"
+    result, model = run(small(name), called), architecture(small(name), make_task())
+    folder = tmp_path / f"state/ssl/stripes/{called}-12-0"
     assert {path.name for path in folder.iterdir()} == {"log", "model.pt"}
     load_model(model, folder / "model.pt")
+    assert result["settings"] == plain(small(name))
     for part in ("valid", "test"):
         assert round(error_rate(model.classify, *stripes.part(part)), 2) == result[f"{part}_error"]
     assert result["test_error"] < 60  # guessing is wrong in 67 %
 
 
-def test_a_new_entry_is_its_settings_whatever_it_is_called(run, tmp_path):
-    method = replace(small("m1m2_skips"), z_dim=4)
-    assert run(method, "m1m2_skips_longer")["settings"] == plain(method)
-    state = load_state(tmp_path / "state/ssl/stripes/m1m2_skips_longer-12-0/model.pt")["model"]
-    assert len(state["m2.encoder.network.output.weight"]) == 2 * 4
-    assert {"classifier.network.output.weight", "m1.decoder.network.label_embedding.weight"} <= state.keys()
-
-
-@pytest.fixture(scope="module")
-def embedded_m1(embedded):
-    torch.manual_seed(0)
-    return METHODS["m2"].smoke().m1.train(embedded.train_images, None)[0]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_digits_in_its_epochs(name, embedded, add_data, embedded_m1, tmp_path, monkeypatch):
+def test_every_method_learns_digits_in_its_epochs(embedded, add_data, tmp_path, monkeypatch):
     add_data(embedded)
-    monkeypatch.setitem(EVERY, name, METHODS[name].smoke())
-    path, result = run_job(ssl.job_of("embedded-mnist", name, 1000, 3, embedded_m1), tmp_path, tmp_path / "state")
-    assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
-    assert 0 < result["valid_error"] < 75
-    assert result["epochs"] == sum(n for key, n in result["settings"].get("recipe", {}).items() if "epochs" in key)
-    assert json.loads((tmp_path / f"{path}.json").read_text()) == result
+    for name in METHODS:
+        monkeypatch.setitem(EVERY, name, METHODS[name].smoke())
+    ssl.run("embedded-mnist", [(name, 1000, 3) for name in METHODS], 1, None, tmp_path, tmp_path / "state")
+    for result in (load_result(tmp_path / f"ssl/embedded-mnist/{name}-1000-3.json") for name in METHODS):
+        assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
+        assert 0 < result["valid_error"] < 75
+        assert result["epochs"] == sum(n for key, n in result["settings"].get("recipe", {}).items() if "epochs" in key)
 
 
 def test_results_are_seeded_by_their_split(run, tmp_path):
