@@ -37,7 +37,7 @@ def parse(arguments):
     ssl.add_argument("--data", default="mnist", choices=("mnist", "fashion-mnist"))
     ssl.add_argument("--methods", nargs="+", help="all, with their variants, unless some are named")
     ssl.add_argument("--labels", nargs="+", type=positive, help="100 600 1000 3000; variants only with 100")
-    ssl.add_argument("--splits", type=positive, default=5, help="draws of labels, 0 … SPLITS − 1")
+    ssl.add_argument("--splits", type=positive, help="draws of labels, 0 … SPLITS − 1; 5")
     add_workers(ssl)
     m1 = command("m1", "the runs of M1")
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
@@ -55,7 +55,7 @@ def run(options):
     if options.command == "ssl":
         from experiments import runner, ssl
 
-        cells = ssl.cells_of(options.methods, options.labels or ssl.LABELS, options.splits)
+        cells = ssl.cells_of(options.methods, options.labels or ssl.LABELS, options.splits or ssl.SPLITS)
         ssl.run(options.data, cells, options.jobs, options.scheduler, runner.RESULTS, runner.STATE)
     elif options.command == "m1":
         from experiments import m1, runner

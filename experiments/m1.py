@@ -118,7 +118,7 @@ GROUPS = {  # settings were chosen on the validation images
     "precision-bf16": _seeds(5, replace(_PRECISION, recipe=M1Recipe(epochs=12, bf16=True))),
     "toy-iwae": _seeds(5, replace(_TOY, recipe=M1Recipe(epochs=0, iwae_epochs=100, iwae_samples=5, lr=1e-2))),
 }
-RUNS = {name if len(runs) == 1 else f"{name}-{run.seed}": replace(run) for name, runs in GROUPS.items() for run in runs}
+RUNS = {name if len(runs) == 1 else f"{name}-{run.seed}": run for name, runs in GROUPS.items() for run in runs}
 
 
 def runs_of(name):

@@ -128,7 +128,7 @@ def run_job(job, results, state):
                 save_state({"model": model.state_dict(), "settings": plain(job.config)}, folder / "model.pt")
             result = {"name": job.name} | computed | {"settings": plain(job.config), "versions": versions()}
             write_result(result, results / f"{job.path}.json")
-        for path in set(folder.glob("*.pt")) - {folder / "model.pt"}:
+        for path in set(folder.rglob("*.pt")) - {folder / "model.pt"}:
             path.unlink()
     return job.path, result
 

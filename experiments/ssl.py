@@ -64,12 +64,12 @@ def cells_of(methods=None, labels=LABELS, splits=SPLITS):
 def check(data, cells):
     """Raise UserError for a number of labels that cannot be drawn, or leaves too few images without."""
     data_set = load_data(data)
-    for method, labels, _ in cells:
+    for labels in {labels for _, labels, _ in cells}:
         try:
             _, unlabeled = labeled_split(data_set.train_labels, labels, torch.Generator(), data_set.num_classes)
         except ValueError as error:
             raise UserError(error) from error
-        needed = getattr(EVERY[method], "unlabeled_batch_size", 0)
+        needed = max(getattr(EVERY[method], "unlabeled_batch_size", 0) for method, n, _ in cells if n == labels)
         if len(unlabeled) < needed:
             raise UserError(f"{labels} labels leave {len(unlabeled)} images without, less than a batch of {needed}")
 
@@ -82,7 +82,8 @@ def trained_m1(config, data, state):
 
 def run(data, cells, num_workers, scheduler, results, state):
     """Run those `cells` that have no result yet; first, once, each M1 that they build on."""
-    missing = missing_jobs([job_of(data, *cell) for cell in cells], results)
+    jobs = {cell: job_of(data, *cell) for cell in cells}
+    missing = missing_jobs(jobs.values(), results)
     if not missing:
         print(f"all {len(cells)} results are there")
         return
@@ -90,9 +91,8 @@ def run(data, cells, num_workers, scheduler, results, state):
     with workers(num_workers, scheduler) as parallel:
         configs = {digest(job.config.m1): job.config.m1 for job in missing if job.config.m1}
         m1s = {key: trained_m1(config, load_data(data), state / "ssl" / data) for key, config in configs.items()}
-        jobs = [job_of(data, *cell) for cell in cells]
-        m1_of = [job.config.m1 and m1s.get(digest(job.config.m1)) for job in jobs]
-        run_jobs([job_of(data, *cell, m1) for cell, m1 in zip(cells, m1_of, strict=True)], parallel, results, state)
+        with_m1 = [job_of(data, *cell, job.config.m1 and m1s.get(digest(job.config.m1))) for cell, job in jobs.items()]
+        run_jobs(with_m1, parallel, results, state)
 
 
 def read_results(folder, names):

@@ -65,11 +65,15 @@ def load_model(model, path):
 
     Raises ValueError for a file of another architecture, or none of theirs, FileNotFoundError where there is none.
     """
+    _load_parameters(model, load_state(path), path)
+    return model.eval()
+
+
+def _load_parameters(model, state, path):
     try:
-        model.load_state_dict(load_state(path)["model"])
+        model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise ValueError(f"{path} was saved from another architecture: {error}") from error
-    return model.eval()
 
 
 class Run:
@@ -105,7 +109,7 @@ class Run:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
             )
-        load_model(self.model, path)
+        _load_parameters(self.model, state, path)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"])

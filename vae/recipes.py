@@ -39,8 +39,10 @@ def run_stages(stages, recipe, folder, evaluate):
     for name, epochs, lr, loss, learner, batches, frozen in (stage for stage in stages if stage.epochs):
         where = {"name": name, "checkpoint": folder and folder / f"{name}.pt"}
         frozen.requires_grad_(False)
-        history += fit(loss, learner, batches, epochs=epochs, lr=lr, **where, **options)
-        frozen.requires_grad_(True)
+        try:
+            history += fit(loss, learner, batches, epochs=epochs, lr=lr, **where, **options)
+        finally:
+            frozen.requires_grad_(True)
     return history
 
 
