@@ -13,12 +13,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help says more)\n")
 
 
+def whole(text, least=0):
+    """Return a whole number of at least `least`."""
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} must be at least {least}")
+    return number
+
+
 def positive(text):
     """Return a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
+    return whole(text, least=1)
 
 
 def parse(arguments):
@@ -37,7 +42,7 @@ def parse(arguments):
     ssl.add_argument("--data", default="mnist", choices=("mnist", "fashion-mnist"))
     ssl.add_argument("--methods", nargs="+", help="all, with their variants, unless some are named")
     ssl.add_argument("--labels", nargs="+", type=positive, help="100 600 1000 3000; variants only with 100")
-    ssl.add_argument("--splits", type=positive, help="draws of labels, 0 … SPLITS − 1; 5")
+    ssl.add_argument("--splits", nargs="+", type=whole, help="draws of labels, by their seeds; 0 1 2 3 4")
     add_workers(ssl)
     m1 = command("m1", "the runs of M1")
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")

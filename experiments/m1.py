@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from experiments.runner import SMOKE, Job, UserError, load_data, load_result, plain, shortened
 from vae.checkpoint import load_model, load_state
@@ -13,7 +14,7 @@ from vae.datasets import two_gaussians
 from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
 from vae.models import VAE
-from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
+from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
 from vae.recipes import M1Recipe, train_m1
 
 DECODERS = {
@@ -24,6 +25,7 @@ DECODERS = {
     "shared Gaussian": SharedGaussianDecoder,
     "optimal Gaussian": OptimalGaussianDecoder,
 }
+ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU}
 TOY = "two Gaussians"
 TRANSFORMS = {"binarize": binarize, "dequantize": dequantize, "none": as_is}
 # The scale of a pixel: at least that of the noise which dequantizes a gray level, at most that of a coin in [0, 1].
@@ -36,6 +38,7 @@ class M1Config:
 
     z_dim: int = 10
     hidden_dims: tuple = (500, 500)
+    activation: str = "ReLU"  # one of ACTIVATIONS
     decoder: str = "Bernoulli"
     decoder_options: dict = field(default_factory=dict)
     transform: str = "binarize"
@@ -45,8 +48,10 @@ class M1Config:
 
     def build(self, x_shape):
         """Return the untrained VAE."""
-        decoder, dims = DECODERS[self.decoder], self.hidden_dims
-        return VAE(Encoder(x_shape, self.z_dim, dims), decoder(self.z_dim, x_shape, dims[::-1], **self.decoder_options))
+        network = partial(MLP, activation=ACTIVATIONS[self.activation])
+        encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, network=network)
+        options = {"network": network, **self.decoder_options}
+        return VAE(encoder, DECODERS[self.decoder](self.z_dim, x_shape, self.hidden_dims[::-1], **options))
 
     def train(self, rows, folder, start=None, evaluate=lambda vae: {}):
         """Return the VAE trained on `rows` (N, *X), from the parameters of `start` if given, and its history.
@@ -75,7 +80,9 @@ class M1Run(M1Config):
         return replace(self, recipe=shortened(self.recipe), samples=20, examples=50)
 
 
-_DEEP = M1Run(z_dim=50, samples=5000, examples=2000)
+DEEP = M1Config(z_dim=50, activation="SiLU", recipe=M1Recipe(warm_up_epochs=20, epochs=480, weight_prior=1, bf16=True))
+_DEEP = M1Run(**vars(DEEP), samples=5000, examples=10_000)
+_IWAE = M1Recipe(epochs=0, iwae_epochs=10, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
 _GRAY = M1Run(hidden_dims=(200, 200), transform="dequantize", recipe=M1Recipe(epochs=4), samples=100)
 _TOY = M1Run(
     data=TOY,
@@ -88,7 +95,7 @@ _TOY = M1Run(
     samples=500,
     examples=20_000,
 )
-_PRECISION = replace(_DEEP, samples=100, examples=1000, recipe=M1Recipe(epochs=12))
+_PRECISION = M1Run(z_dim=50, samples=100, examples=1000, recipe=M1Recipe(epochs=12))
 LATENTS = (3, 5, 10, 20, 200)  # in figure 2 of the paper
 VARIANCES = {  # where a decoder of gray images gets its variances from
     "undequantized": replace(_GRAY, decoder="diagonal Gaussian", transform="none"),
@@ -105,11 +112,13 @@ def _seeds(num, run):
     return [replace(run, seed=seed) for seed in range(num)]
 
 
+def _name(group, run):
+    return group if len(GROUPS[group]) == 1 else f"{group}-{run.seed}"
+
+
 GROUPS = {  # settings were chosen on the validation images
-    "mnist-50": [replace(_DEEP, recipe=M1Recipe(warm_up_epochs=12, epochs=300))],
-    "mnist-50-iwae": [
-        replace(_DEEP, start="mnist-50", recipe=M1Recipe(epochs=0, iwae_epochs=5, iwae_samples=20, lr=1e-3))
-    ],
+    "mnist-50": _seeds(3, _DEEP),
+    "mnist-50-iwae": [replace(run, start=f"mnist-50-{run.seed}", recipe=_IWAE) for run in _seeds(3, _DEEP)],
     **{f"latents-{n}": [M1Run(z_dim=n, hidden_dims=(500,), recipe=M1Recipe(epochs=24))] for n in LATENTS},
     **{f"variance-{name}": _seeds(20 if name == "optimal" else 5, run) for name, run in VARIANCES.items()},
     "toy-pixel": _seeds(10, replace(_TOY, decoder="diagonal Gaussian")),
@@ -118,15 +127,20 @@ GROUPS = {  # settings were chosen on the validation images
     "precision-bf16": _seeds(5, replace(_PRECISION, recipe=M1Recipe(epochs=12, bf16=True))),
     "toy-iwae": _seeds(5, replace(_TOY, recipe=M1Recipe(epochs=0, iwae_epochs=100, iwae_samples=5, lr=1e-2))),
 }
-RUNS = {name if len(runs) == 1 else f"{name}-{run.seed}": run for name, runs in GROUPS.items() for run in runs}
+RUNS = {_name(group, run): run for group, runs in GROUPS.items() for run in runs}
 
 
 def runs_of(name):
-    """Return the names of the runs that `name` stands for: itself, or a group's such as toy. UserError for none."""
-    names = [name] if name in RUNS else [run for run in RUNS if run.startswith(f"{name}-")]
-    if not names:
+    """Return the names of the runs that `name` stands for: itself, a group's, or several groups' such as toy.
+
+    Raises UserError if there is none.
+    """
+    if name in RUNS:
+        return [name]
+    groups = [name] if name in GROUPS else [group for group in GROUPS if group.startswith(f"{name}-")]
+    if not groups:
         raise UserError(f"no run is called {name!r}; there are {', '.join(GROUPS)}")
-    return names
+    return [_name(group, run) for group in groups for run in GROUPS[group]]
 
 
 def jobs(names):

@@ -6,6 +6,7 @@ M1+M2 with skips also with 3,000, on the validation images and another draw of l
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,19 +14,20 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
 
-from experiments.m1 import M1Config
+from experiments.m1 import ACTIVATIONS, DECODERS, DEEP, TRANSFORMS, M1Config
 from experiments.runner import shortened
 from vae.data import DataSet, SemiSupervisedBatches, binarize
 from vae.models import VAE, SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.networks import MLP, Classifier, Encoder
 from vae.recipes import (
     LabelsRecipe,
     M1M2Recipe,
     M2Recipe,
     add_skips,
     build_m1m2,
+    classifier_from_encoder,
     init_label_embeddings,
-    start_from_encoder,
+    init_parameters,
     train_m1m2,
     train_m2,
     train_on_labels,
@@ -60,10 +62,11 @@ class Task:
         known, unknown = rows[self.labeled], rows[self.unlabeled]
         return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
 
-    def classifier(self, hidden_dims, from_m1):
+    def classifier(self, hidden_dims, from_m1, network=MLP):
         """Return an untrained classifier of images, or one that starts with the hidden layers of M1's encoder."""
-        classifier = Classifier(self.data.x_shape, self.data.num_classes, hidden_dims).to(self.labels.device)
-        return start_from_encoder(classifier, self.m1.encoder) if from_m1 else classifier
+        if from_m1:
+            return classifier_from_encoder(self.m1.encoder, self.data.num_classes).to(self.labels.device)
+        return Classifier(self.data.x_shape, self.data.num_classes, hidden_dims, network).to(self.labels.device)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ class Supervised(Method):
     unlabeled_batch_size: int = 200  # of images that it does not look at: they only say how long an epoch is
     recipe: LabelsRecipe = LabelsRecipe()
 
-    def train(self, task):
-        """Train it."""
+    def train(self, task, evaluate=lambda model: {}):
+        """Train it; `evaluate(model)` is asked after each epoch."""
         classifier = task.classifier(self.hidden_dims, from_m1=self.recipe.linear_probe)
         batches = task.batches(task.data.train_images, self, binarize)
-        history = train_on_labels(classifier, batches, self.recipe, task.folder)
+        history = train_on_labels(classifier, batches, self.recipe, task.folder, lambda: evaluate(classifier))
         return classifier.classify, history, classifier
 
 
@@ -103,8 +106,8 @@ class OnLatents(Method):
     options: dict = field(default_factory=dict)
     num_unlabeled: int = 0  # unlabeled images that it sees, with the label −1
 
-    def train(self, task):
-        """Fit it."""
+    def train(self, task, evaluate=None):
+        """Fit it, in one go: there is nothing to evaluate in between."""
         # Shuffled, because the split lists them class by class.
         order = torch.randperm(len(task.unlabeled), generator=task.generator, device=task.generator.device)
         rows = torch.cat([task.labeled, task.unlabeled[order[: self.num_unlabeled]]])
@@ -126,7 +129,11 @@ class M2(Method):
     z_dim: int = 50
     hidden_dims: tuple = (500, 500)
     classifier_dims: tuple = (500, 500)
-    label_scale: float = 3  # label embeddings start at Normal(0, label_scale²)
+    activation: str = "ReLU"  # one of ACTIVATIONS
+    decoder: str = "Bernoulli"  # one of DECODERS
+    transform: str = "binarize"  # one of TRANSFORMS
+    init_scale: float | None = None  # parameters start at Normal(0, init_scale²), or where torch starts them
+    label_scale: float | None = 3  # label embeddings start at Normal(0, label_scale²), or as other parameters
     labeled_batch_size: int = 100
     unlabeled_batch_size: int = 200
     recipe: M2Recipe = M2Recipe(linear_probe=True)
@@ -134,15 +141,20 @@ class M2(Method):
     def build(self, task):
         """Return it untrained."""
         x_shape, num_classes = task.data.x_shape, task.data.num_classes
-        encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, num_classes)
-        decoder = BernoulliDecoder(self.z_dim, x_shape, self.hidden_dims, num_classes)
-        classifier = task.classifier(self.classifier_dims, from_m1=self.recipe.linear_probe)
-        m2 = init_label_embeddings(SemiSupervisedVAE(encoder, decoder, classifier), self.label_scale)
+        network = partial(MLP, activation=ACTIVATIONS[self.activation])
+        encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, num_classes, network)
+        decoder = DECODERS[self.decoder](self.z_dim, x_shape, self.hidden_dims, num_classes, network=network)
+        classifier = task.classifier(self.classifier_dims, self.recipe.linear_probe, network)
+        m2 = SemiSupervisedVAE(encoder, decoder, classifier)
+        if self.init_scale is not None:
+            init_parameters(m2, self.init_scale)
+        if self.label_scale is not None:
+            init_label_embeddings(m2, self.label_scale)
         return m2.to(task.labels.device)
 
     def train(self, task, evaluate=lambda model: {}):
         """Train it; `evaluate(model)` is asked after each epoch."""
-        m2, batches = self.build(task), task.batches(task.data.train_images, self, binarize)
+        m2, batches = self.build(task), task.batches(task.data.train_images, self, TRANSFORMS[self.transform])
         history = train_m2(m2, batches, self.recipe, task.folder, lambda: evaluate(m2))
         return m2.classify, history, m2
 
@@ -151,24 +163,25 @@ class M2(Method):
 class M1M2(Method):
     """M2 on M1's latents; with `skips`, in the last stages the label is also at the pixels, the classifier at x."""
 
+    m1: M1Config = DEEP
     z_dim: int = 50
     hidden_dims: tuple = (500,)
-    label_scale: float = 1
+    init_scale: float | None = 1e-3  # M2's parameters start at Normal(0, init_scale²), or where torch starts them
+    decoder: str = "diagonal Gaussian"  # p(z1|y, z2), one of DECODERS
     skips: bool = False
-    labeled_batch_size: int = 100
-    unlabeled_batch_size: int = 200
+    labeled_batch_size: int = 1
+    unlabeled_batch_size: int = 499
     recipe: M1M2Recipe = M1M2Recipe()
 
     def train(self, task, evaluate=lambda model: {}):
         """Train it; `evaluate(model)` is asked after each epoch."""
         images = task.data.train_images
-        model = stacked = build_m1m2(
-            task.m1, images, task.data.num_classes, self.z_dim, self.hidden_dims, self.label_scale
-        )
+        sizes = task.data.num_classes, self.z_dim, self.hidden_dims
+        model = stacked = build_m1m2(task.m1, images, *sizes, self.init_scale, DECODERS[self.decoder])
         if self.skips:
             model = add_skips(stacked, task.classifier(self.m1.hidden_dims, from_m1=True))
         features = task.batches(model.features(images), self, model.draw)
-        batches = task.batches(images, self, binarize)
+        batches = task.batches(images, self, TRANSFORMS[self.m1.transform])
         history = train_m1m2(model, stacked.m2, features, batches, self.recipe, task.folder, lambda: evaluate(model))
         return model.classify, history, model
 
@@ -176,13 +189,13 @@ class M1M2(Method):
 _M2, _M1M2 = M2(), M1M2()
 METHODS = {
     "mlp": Supervised(m1=None),
-    "m1mlp": Supervised(recipe=LabelsRecipe(linear_probe=True)),
-    "m1knn": OnLatents(estimator="KNeighborsClassifier", options={"n_neighbors": 1}),
-    "m1svm": OnLatents(estimator="SVC", options={"C": 1}),
-    "m1spread": OnLatents(estimator="LabelSpreading", options=SPREADING, num_unlabeled=20_000),
+    "m1mlp": Supervised(m1=DEEP, recipe=LabelsRecipe(linear_probe=True)),
+    "m1knn": OnLatents(m1=DEEP, estimator="KNeighborsClassifier", options={"n_neighbors": 1}),
+    "m1svm": OnLatents(m1=DEEP, estimator="SVC", options={"C": 1}),
+    "m1spread": OnLatents(m1=DEEP, estimator="LabelSpreading", options=SPREADING, num_unlabeled=20_000),
     "m2": _M2,
     "m1m2": _M1M2,
-    "m1m2_skips": replace(_M1M2, skips=True, recipe=M1M2Recipe(probe_epochs=2, joint_epochs=48)),
+    "m1m2_skips": replace(_M1M2, skips=True, recipe=replace(_M1M2.recipe, probe_epochs=2, joint_epochs=24)),
 }
 NAIVE = replace(
     _M2,
@@ -190,6 +203,25 @@ NAIVE = replace(
     hidden_dims=(500,),
     label_scale=0.1,
     recipe=M2Recipe(frozen_epochs=0, unfrozen_epochs=18, alpha_per_image=0.1),
+)
+PLAIN = replace(  # as the authors train M2 on latents, but on images, and with smaller batches
+    NAIVE,
+    classifier_dims=(500,),
+    activation="SiLU",
+    init_scale=1e-3,
+    label_scale=None,
+    labeled_batch_size=1,
+    unlabeled_batch_size=99,
+    recipe=M2Recipe(
+        lr=3e-4,
+        one_cycle=False,
+        weight_prior=1,
+        bf16=True,
+        label_epochs=0,
+        frozen_epochs=0,
+        unfrozen_epochs=600,
+        alpha_per_image=0.1,
+    ),
 )
 UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
     "m2_small_embeddings": replace(_M2, label_scale=0.1),
@@ -202,7 +234,39 @@ UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
 }
 MORE = {  # with one thing more
     "m2_longer": replace(_M2, recipe=replace(_M2.recipe, unfrozen_epochs=75)),
-    "m1m2_longer": replace(_M1M2, recipe=M1M2Recipe(joint_epochs=64)),
     "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
 }
-EVERY = METHODS | UNDONE | MORE
+LONG = {  # run only by name: M2 as the authors train it, looked at after 2,520, 30,240 and 302,400 updates
+    "m2_plain_5": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=5)),
+    "m2_plain_60": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=60)),
+    "m2_plain": PLAIN,
+}
+_SHORT = replace(DEEP, recipe=replace(DEEP.recipe, epochs=60))
+
+
+def _m1m2(m1=DEEP, recipe=None, **changes):
+    return replace(_M1M2, m1=m1, recipe=replace(_M1M2.recipe, **recipe or {}), **changes)
+
+
+TRIALS = {  # M1+M2 with one thing changed, in M1, which is trained for 80 epochs here, or in M2 on an M1 of 500
+    "m1m2_short": _m1m2(_SHORT),
+    "m1m2_short_relu": _m1m2(replace(_SHORT, activation="ReLU")),
+    "m1m2_short_no_prior": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, weight_prior=0))),
+    "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0, epochs=80))),
+    "m1m2_short_10_latents": _m1m2(replace(_SHORT, z_dim=10)),
+    "m1m2_shorter": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=5, epochs=15))),
+    "m1m2": _M1M2,
+    "m1m2_default_start": _m1m2(init_scale=None),
+    "m1m2_no_prior": _m1m2(recipe={"weight_prior": 0}),
+    "m1m2_strong_prior": _m1m2(recipe={"weight_prior": 4}),
+    "m1m2_one_scale": _m1m2(decoder="Gaussian"),
+    "m1m2_50_labeled": _m1m2(labeled_batch_size=50, unlabeled_batch_size=450),
+    "m1m2_strong_labels": _m1m2(recipe={"alpha_per_image": 1}),
+    "m1m2_low_rate": _m1m2(recipe={"lr": 3e-4}),
+    "m1m2_high_rate": _m1m2(recipe={"lr": 3e-3}),
+    "m1m2_constant_rate": _m1m2(recipe={"one_cycle": False}),
+    "m1m2_quarter": _m1m2(recipe={"unfrozen_epochs": 50}),
+    "m1m2_longer": _m1m2(recipe={"unfrozen_epochs": 800}),
+    "m1m2_stages": _m1m2(recipe={"label_epochs": 10, "frozen_epochs": 40}),
+}
+EVERY = METHODS | UNDONE | MORE | LONG | TRIALS

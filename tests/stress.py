@@ -5,8 +5,6 @@ turn. After each kill every file must be whole, and what resumes must end, bit f
 """
 
 import argparse
-import io
-import json
 import multiprocessing
 import os
 import random
@@ -22,6 +20,7 @@ import PIL.Image
 import psutil
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from experiments import execute, notebook, runner
 from experiments.__main__ import main as command_line
@@ -43,7 +42,7 @@ notebook.Workspace().show(figure, save_as="figure.png")
 
 
 def train(width, epochs, batch_size):
-    """Train an auto-encoder of 64 binarized images."""
+    """Train an auto-encoder of 64 binarized images, whose checkpoints are small or of 3 MB."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 20))
     batches = Batches(torch.rand(64, 20), batch_size, torch.Generator().manual_seed(0), binarize)
@@ -53,15 +52,7 @@ def train(width, epochs, batch_size):
 def compare():
     """Run four jobs, for which M1 is trained first, a small one."""
     runner.RESULTS, runner.STATE = Path("results").absolute(), Path("checkpoints").absolute()
-    command_line(["ssl", "--methods", "mlp", "m1knn", "--labels", "100", "--splits", "2", "--jobs", "1"])
-
-
-def prepare_notebook():
-    """Leave a notebook that was never run, and the figure of another day."""
-    kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(CELL, id="cell")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), "tiny.ipynb")
-    Path("_images").mkdir()
-    PIL.Image.new("RGB", (10, 10)).save("_images/figure.png")
+    command_line(["ssl", "--methods", "mlp", "m1knn", "--labels", "100", "--splits", "0", "1", "--jobs", "1"])
 
 
 def run_notebook():
@@ -70,106 +61,96 @@ def run_notebook():
     execute.run(["tiny.ipynb"])
 
 
-SCENARIOS = {  # what runs, in how many processes, what it finds, and its share of the kills
-    "training": (partial(train, width=8, epochs=20, batch_size=4), 1, None, 0.4),
-    "checkpoints of 3 MB": (partial(train, width=500, epochs=15, batch_size=64), 1, None, 0.24),
-    "comparison": (compare, 2, None, 0.16),
-    "notebook": (run_notebook, 1, prepare_notebook, 0.2),
+SCENARIOS = {  # what runs, in how many processes, and its share of the kills
+    "training": (partial(train, width=8, epochs=20, batch_size=4), 1, 0.4),
+    "checkpoints": (partial(train, width=500, epochs=15, batch_size=64), 1, 0.24),
+    "comparison": (compare, 2, 0.16),
+    "notebook": (run_notebook, 1, 0.2),
 }
 
 
-def _state(path):
-    """Say all that a checkpoint or a model holds but times."""
-    state, content = load_state(path), io.BytesIO()
-    for epoch in state.get("history", ()):
-        epoch.pop("cpu_seconds")
-    tensors = [state.pop(key, None) for key in ("model", "optimizer", "schedule", "random", "batches")]
-    torch.save(tensors, content)
-    return json.dumps(state), content.getvalue()
+def prepare(folder):
+    """Leave a notebook that was never run, and the figure of another day."""
+    kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(CELL, id="cell")
+    (folder / "_images").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), folder / "tiny.ipynb")
+    PIL.Image.new("RGB", (10, 10)).save(folder / "_images/figure.png")
 
 
-def _picture(path):
-    PIL.Image.open(path).load()
+def read(path):
+    """Return all that a file holds but times, in a form that can be compared; fail if it is not whole."""
+    if path.suffix == ".json":
+        return runner.load_result(path) | {"cpu_minutes": 0}
+    if path.suffix == ".pt":
+        leaves, structure = tree_flatten(state := load_state(path))
+        seconds = [epoch["cpu_seconds"] for epoch in state.get("history", ())]
+        plain = [leaf.tolist() if torch.is_tensor(leaf) else leaf for leaf in leaves]
+        return structure, [leaf for leaf in plain if leaf not in seconds]
+    if path.suffix == ".png":
+        PIL.Image.open(path).load()
+    else:
+        nbformat.validate(nbformat.read(path, as_version=4))
     return path.read_bytes()
-
-
-def _notebook(path):
-    nbformat.validate(nbformat.read(path, as_version=4))
-    return path.read_bytes()
-
-
-READERS = {".pt": _state, ".png": _picture, ".ipynb": _notebook}
-READERS[".json"] = lambda path: runner.load_result(path) | {"cpu_minutes": 0}
 
 
 def contents(folder):
-    """Read every file that a program would read; fail if one is not whole."""
-    files = [path for path in folder.rglob("*") if path.suffix in READERS and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): READERS[path.suffix](path) for path in files}
+    """Read every file that a program would read."""
+    files = (path for path in folder.rglob("*") if path.suffix in (".json", ".pt", ".png", ".ipynb"))
+    return {str(path.relative_to(folder)): read(path) for path in files if not path.name.startswith(".")}
 
 
-def _in_folder(function, folder):
+def in_folder(function, folder):
+    """Run `function` in `folder`, silently."""
     os.chdir(folder)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     function()
 
 
-def start(function, folder, number):
+def start(function, number, folder):
     """Start `number` processes that run `function` in `folder`."""
-    processes = [CONTEXT.Process(target=_in_folder, args=(function, folder)) for _ in range(number)]
+    processes = [CONTEXT.Process(target=in_folder, args=(function, folder)) for _ in range(number)]
     for process in processes:
         process.start()
     return processes
 
 
-def run_to_the_end(function, folder, number):
+def run_to_the_end(function, number, folder):
     """Return the contents of `folder` after running `function` in it."""
-    for process in start(function, folder, number):
+    for process in start(function, number, folder):
         process.join()
         assert process.exitcode == 0, f"it failed in {folder}"
     return contents(folder)
 
 
-def kill(processes):
-    """Kill -9 the processes. Returns how many were alive, and their children, orphans that may still be at work."""
-    alive = [process for process in processes if process.is_alive()]
-    children = [child for process in alive for child in psutil.Process(process.pid).children(recursive=True)]
-    for process in processes:
-        process.kill()
-        process.join()
-    return len(alive), children
-
-
-def stress(name, kills, root, rng):
-    """Kill one scenario `kills` times. Returns how many were killed."""
-    run, number, prepare, _ = SCENARIOS[name]
-    prepared, killed, tries = root / "prepared", 0, 0
-    prepared.mkdir()
-    if prepare:
-        os.chdir(prepared)
-        prepare()
+def stress(run, kills, root, rng):
+    """Kill one scenario, `run`, `kills` times. Returns how many processes were killed."""
+    prepare(prepared := root / "prepared")
     before, reference, clock = contents(prepared), shutil.copytree(prepared, root / "reference"), time.monotonic()
-    expected = run_to_the_end(run, reference, number)
-    seconds, folder = time.monotonic() - clock, None
+    expected = run_to_the_end(*run, reference)
+    seconds, folder, killed, tries = time.monotonic() - clock, None, 0, 0
     while killed < kills:
         tries += 1
         folder = folder or shutil.copytree(prepared, root / f"folder {tries}")
-        processes = start(run, folder, number)
+        processes = start(*run, folder)
         time.sleep(rng.uniform(0, seconds))
-        alive, orphans = kill(processes)
+        alive = [process for process in processes if process.is_alive()]
+        orphans = [child for process in alive for child in psutil.Process(process.pid).children(recursive=True)]
+        for process in processes:
+            process.kill()  # with -9
+            process.join()
         left = contents(folder)
         for path, was in before.items():
             assert left[path] in (was, expected[path]), f"{path} is neither old nor new"
         if alive:
-            killed += alive
-            copy = shutil.copytree(folder, root / "copy")
-            assert run_to_the_end(run, copy, number) == expected, f"{name} did not end as if nothing had happened"
-            shutil.rmtree(copy)
+            killed += len(alive)
+            assert run_to_the_end(*run, shutil.copytree(folder, root / f"copy {tries}")) == expected, (
+                "it ended otherwise"
+            )
         else:
             assert left == expected
             folder = None
-        for orphan in (orphan for orphan in orphans if orphan.is_running()):
+        for orphan in (orphan for orphan in orphans if orphan.is_running()):  # which may still have been at work
             orphan.kill()
     return killed
 
@@ -187,12 +168,10 @@ def main():
     torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # imports much, at its first use
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
     rng, total = random.Random(options.seed), 0
-    for name, (*_, share) in SCENARIOS.items():
+    for name, (*run, share) in SCENARIOS.items():
         with tempfile.TemporaryDirectory() as root:
-            killed = stress(name, round(share * options.kills) or 1, Path(root), rng)
-            os.chdir("/")
-        total += killed
-        print(f"{name}: {killed} kills", flush=True)
+            total += stress(run, round(share * options.kills) or 1, Path(root), rng)
+        print(f"{name}: {total} kills so far", flush=True)
     print(f"{total} kills: no broken file, and every resumed run ended bit for bit as one that was never killed")
 
 

@@ -74,9 +74,7 @@ def test_damaged_mnist_stops_the_run(tmp_path, write_mnist):
         Workspace()
 
 
-def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time_and_a_save_cut_short_leaves_them(
-    displayed, monkeypatch
-):
+def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time(displayed):
     workspace = Workspace()
     workspace.show(figure())
     assert files() == []  # saved only on request
@@ -85,17 +83,6 @@ def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time_and_a_save_cu
     assert [image.data for image in displayed] == [saved] * 2
     assert PIL.Image.open(io.BytesIO(saved)).format == "PNG"
     assert not plt.get_fignums()
-
-    def write_a_part(path, content):
-        with path.open("wb") as file:
-            file.write(content[:100])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_bytes", write_a_part)
-    with pytest.raises(OSError, match="disk full"):
-        workspace.show(figure(last=2), save_as="curves.png")
-    assert files() == ["preview/curves.png"]
-    assert Path("preview/curves.png").read_bytes() == saved
 
 
 def test_an_animation_holds_its_figures_in_turn_and_says_what_it_is_not(displayed):

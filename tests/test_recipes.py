@@ -11,11 +11,13 @@ from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from vae import recipes
+from vae.conv import ConvNet
 from vae.data import Batches, SemiSupervisedBatches, binarize
 from vae.marginalization import marginalize_topk
 from vae.models import VAE, SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder
 from vae.recipes import LabelsRecipe, M1M2Recipe, M1Recipe, M2Recipe
+from vae.training import fit
 
 SHAPE, PARTS = (1, 4, 6), ("weight", "bias")
 QUICK = M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3, linear_probe=False)
@@ -106,8 +108,6 @@ def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, st
     model = stacked = recipes.build_m1m2(m1, images, 3, 2, (20,))
     if skips:
         model = recipes.add_skips(stacked, Classifier(SHAPE, 3, (20,)))
-        z = torch.randn(3, 3)
-        assert_close(model.decode(z, torch.arange(3)).mean, m1.decoder(z).mean)  # it does not see the label yet
     stages = watch(nn.ModuleDict({"stacked": stacked, "model": model}))
     features, recipe = both_kinds(model.features(images), model.draw), replace(JOINT, probe_epochs=int(skips))
     assert len(recipes.train_m1m2(model, stacked.m2, features, both_kinds(), recipe)) == len(stages) == 4 + skips
@@ -163,6 +163,17 @@ def test_as_many_labels_are_summed_as_the_recipe_says_in_its_precision(topk, bf1
     assert seen == {(6,), (topk + 1, 40), torch.bfloat16 if bf16 else torch.float32}
 
 
+def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
+    """Normal(0, 1/12) on every weight, whose ½ · 12 ‖w‖² is shared among 240 images; an M1 that learns nothing else."""
+    for parameter in m1.parameters():
+        parameter.register_hook(torch.zeros_like)
+    reference, batches = copy.deepcopy(m1), Batches(stripes.train_images, 40, torch.Generator(), binarize)
+    recipes.train_m1(m1, batches, M1Recipe(epochs=1, weight_prior=12))
+    norm = lambda x: 0 * m1.elbo(x).mean() + sum(p.square().sum() for p in reference.parameters()) / 2  # noqa: E731
+    fit(lambda x: 12 / 240 * norm(x), reference, batches, epochs=1, lr=M1Recipe().lr)
+    assert_close(m1.state_dict(), reference.state_dict())
+
+
 def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, tmp_path):
     recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
     with pytest.raises(ValueError, match=r"labels\.pt holds a run with .*'alpha_per_image': 1.*delete it"):
@@ -172,22 +183,30 @@ def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, 
         recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
 
 
-def test_a_classifier_takes_over_all_of_the_encoders_hidden_layers_or_none(stripes, m1):
-    x, encoder = stripes.valid_images.flatten(1), m1.encoder.network
-    network = recipes.start_from_encoder(Classifier(SHAPE, 3, (20,)), m1.encoder).network
-    assert_close(network.hidden(network.input(x)), encoder.hidden(encoder.input(x)))
-    assert network.output.out_features == 3
-    for hidden_dims in ((19,), (20, 20)):
-        with pytest.raises(ValueError, match="cannot take over"):
-            recipes.start_from_encoder(Classifier(SHAPE, 3, hidden_dims), m1.encoder)
+@pytest.mark.parametrize("network", [partial(MLP, activation=nn.SiLU), partial(ConvNet, channels=(2,))])
+def test_a_classifier_from_an_encoder_has_a_copy_of_its_layers_and_a_last_one_of_its_own(stripes, network):
+    encoder, x = Encoder(SHAPE, 3, (20,), network=network), stripes.valid_images
+    hidden = []
+    classifier = recipes.classifier_from_encoder(encoder, 5)
+    for module in (encoder, classifier):
+        module.network.output.register_forward_pre_hook(lambda _, arguments: hidden.append(arguments[0].detach()))
+    encoder(x), classifier(x).probs.prod().backward()
+    assert_close(*hidden)
+    assert classifier(x).probs.shape == (len(x), 5)
+    assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_label_embeddings_start_at_their_scale_and_only_active_latents_are_described(m1, stripes):
+def test_parameters_start_at_their_scale_and_only_active_latents_are_described(m1, stripes):
     m1.encoder.network.output.weight.data[1] = 0  # the second of three latents says nothing
-    stacked = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), label_scale=0.3)
+    stacked = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=0.3)
     assert stacked.active.tolist() == [0, 2]
+    parameters = torch.cat([p.flatten() for p in stacked.m2.parameters()])
+    assert parameters.std().item() == pytest.approx(0.3, rel=0.05)
+    assert parameters.mean().item() == pytest.approx(0, abs=0.01)
+    as_torch_does = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=None).m2
+    assert as_torch_does.decoder.network.label_embedding.weight.std().item() == pytest.approx(1, rel=0.05)
     m2 = recipes.init_label_embeddings(new_m2(num_classes=500), 0.3)
-    for network in (network for model in (m2, stacked.m2) for network in (model.encoder, model.decoder)):
+    for network in (m2.encoder, m2.decoder):
         assert network.network.label_embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)
     nn.init.zeros_(m1.encoder.network.output.weight)
     with pytest.raises(ValueError, match="train it longer"):

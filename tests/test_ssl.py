@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,10 +82,11 @@ def test_networks_learn_from_training_images_alone_in_black_and_white_drawn_anew
         ssl.trained_m1(SMALL_M1, marked, make_task().folder)
     else:
         small(name).train(make_task(marked))
-    pixels = torch.cat(inputs["images"])
-    assert set(pixels.unique().tolist()) == {0, 1}
-    assert not pixels[:, 0].any()
-    assert len(pixels.unique(dim=0)) > 1.5 * (12 if "mlp" in name else 240)
+    if name != "m1m2":
+        pixels = torch.cat(inputs["images"])
+        assert set(pixels.unique().tolist()) == {0, 1}
+        assert not pixels[:, 0].any()
+        assert len(pixels.unique(dim=0)) > 1.5 * (12 if "mlp" in name else 240)
     if "m1m2" in name:
         latents = torch.cat(inputs["latents"])
         assert len(latents.unique(dim=0)) == len(latents) > 900
@@ -139,16 +142,21 @@ def test_estimators_get_their_settings_and_see_labels_of_labeled_images_only(
 SEEN = []
 
 
+def constant(label, x):
+    return torch.full((len(x),), label)
+
+
 @dataclass(frozen=True)
 class Constant(Method):
     """Calls every image a 0, after two epochs of half a minute and a minute."""
 
     unlabeled_batch_size: int = 40
 
-    def train(self, task):
+    def train(self, task, evaluate):
         SEEN.append(task.m1)
-        history = [{"cpu_seconds": 30.0}, {"cpu_seconds": 60.0}]
-        return lambda x: torch.zeros(len(x), dtype=torch.long), history, None
+        always_one, always_zero = (SimpleNamespace(classify=partial(constant, label)) for label in (1, 0))
+        history = [{"cpu_seconds": 30.0} | evaluate(always_one), {"cpu_seconds": 60.0} | evaluate(always_zero)]
+        return always_zero.classify, history, None
 
 
 @pytest.fixture
@@ -173,6 +181,7 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     assert result.pop("versions")["torch"] == torch.__version__.partition("+")[0]
     expected = {"name": "method-12-3", "data": "stripes", "method": "method", "labels": 12, "split": 3, "seed": 3}
     expected |= {"valid_error": 100, "test_error": 0, "epochs": 2, "updates": 2 * (228 // 40), "cpu_minutes": 1.5}
+    expected |= {"curve": [0, 100]}
     expected |= {"data_checksum": data.checksum, "settings": {"m1": None, "unlabeled_batch_size": 40}}
     assert result == expected
     assert data.checksum != stripes.checksum
@@ -242,7 +251,7 @@ class Killed(BaseException):
 
 
 STAGES = {"mlp": ["labels"], "m2": ["labels", "frozen", "unfrozen"]}
-STAGES["m1m2_skips"] = [*STAGES["m2"], "probe", "joint"]
+STAGES["m1m2_skips"] = ["unfrozen", "probe", "joint"]
 
 
 @pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in STAGES for stage in STAGES[name]])

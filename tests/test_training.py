@@ -39,7 +39,7 @@ def batches():
     return Batches(torch.rand(20, 1), 5, torch.Generator())
 
 
-def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, bf16=False, settings=None):
+def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4, lr=0.01, **options):
     """Train for 5 steps an epoch, drawing noise in the batches, the loss and the evaluation; `fail` at a step."""
     torch.manual_seed(seed)
     model, rows, steps = network(width), torch.linspace(0, 1, 60).view(20, 3), itertools.count()
@@ -53,8 +53,8 @@ def train(checkpoint=None, *, fail_at=None, fail=kill, seed=1, width=8, epochs=4
     def evaluate():
         return {"error": (model(torch.randn(9, 3)) ** 2).mean().item()}
 
-    kept = {"checkpoint": checkpoint, "settings": settings}
-    history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, evaluate=evaluate, bf16=bf16, **kept)
+    options |= {"checkpoint": checkpoint, "evaluate": evaluate}
+    history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, **options)
     return [p.detach() for p in model.parameters()], history
 
 
@@ -131,7 +131,10 @@ def test_a_finished_run_is_taken_as_it_is(checkpoint):
         train(checkpoint, epochs=5)
 
 
-@pytest.mark.parametrize("changed", [{"epochs": 5}, {"lr": 0.02}, {"bf16": True}, {"settings": {"alpha": 2}}])
+CHANGES = [{"epochs": 5}, {"lr": 0.02}, {"one_cycle": False}, {"weight_decay": 0.1}, {"bf16": True}]
+
+
+@pytest.mark.parametrize("changed", [*CHANGES, {"settings": {"alpha": 2}}], ids=str)
 def test_an_unfinished_run_with_other_settings_is_refused(unfinished, changed):
     before = unfinished.read_bytes()
     with pytest.raises(ValueError, match=rf"(?s){re.escape(str(unfinished))}.*delete it"):
@@ -250,6 +253,29 @@ def test_the_rate_rises_to_its_peak_then_falls_to_its_least_and_the_momentum_inv
     assert sorted(rates[: peak + 1]) == rates[: peak + 1]
     assert sorted(rates[peak:], reverse=True) == rates[peak:]
     assert (momenta[0], momenta[peak], momenta[-1]) == pytest.approx((0.95, 0.85, 0.95))
+
+
+def test_at_a_constant_rate_a_short_run_is_the_beginning_of_a_long_one():
+    _, history = train(epochs=2, one_cycle=False)
+    _, longer = train(epochs=4, one_cycle=False)
+    assert [epoch["loss"] for epoch in longer[:2]] == [epoch["loss"] for epoch in history]
+    assert train(epochs=2)[1][0]["loss"] != history[0]["loss"]
+
+
+def test_weight_decay_is_the_gradient_of_half_the_squared_norm():
+    """Where the loss is flat, only the norm falls; elsewhere training is that of the sum."""
+    rows, trained = torch.linspace(0, 1, 60).view(20, 3), []
+    for in_loss in (0, 0.3):
+        torch.manual_seed(0)
+        model, generator = network(), torch.Generator().manual_seed(0)
+
+        def loss_fn(x, model=model, in_loss=in_loss):
+            norm = sum(p.square().sum() for p in model.parameters())
+            return (model(x) - x).square().mean() + in_loss * norm / 2
+
+        fit(loss_fn, model, Batches(rows, 4, generator), epochs=4, lr=0.01, weight_decay=0.3 - in_loss)
+        trained.append(list(model.parameters()))
+    assert_close(*trained)
 
 
 def test_cpu_seconds_are_those_of_an_epochs_training_alone():

@@ -156,6 +156,7 @@ class Batches:
     def __init__(self, rows, batch_size, generator, transform=as_is):
         _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.batch_size, self.generator, self.transform = rows, batch_size, generator, transform
+        self.num_rows = len(rows)
 
     def __len__(self):
         return len(self.rows) // self.batch_size
@@ -182,6 +183,7 @@ class SemiSupervisedBatches:
         self.labeled_rows, self.labels, self.unlabeled_rows = labeled_rows, labels, unlabeled_rows
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.num_labeled, self.num_unlabeled = len(labeled_rows), len(unlabeled_rows)
+        self.num_rows = self.num_labeled + self.num_unlabeled
         self.generator, self.transform = generator, transform
 
     def __len__(self):

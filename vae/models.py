@@ -101,14 +101,17 @@ class VAE(_LatentVariableModel):
         """Return a one-sample estimate of the evidence lower bound: (B, *X) -> (B,)."""
         return objectives.elbo(x, *self(x), self.prior)
 
-    def importance_weighted_bound(self, x, num_samples):
-        """Return the bound from `num_samples` draws of z per example: (B, *X) -> (B,)."""
+    def importance_weighted_bound(self, x, num_samples, objective=objectives.importance_weighted_bound):
+        """Return the bound from `num_samples` draws of z per example: (B, *X) -> (B,).
+
+        `objective` may be `objectives.doubly_reparameterized_bound`, to train by.
+        """
         check_batch(x, self)
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples} must be at least 1")
         posterior = self.encoder(x)
         z = posterior.rsample((num_samples,))  # (S, B, Z)
-        return objectives.importance_weighted_bound(x, z, posterior, self.decoder(z), self.prior)
+        return objective(x, z, posterior, self.decoder(z), self.prior)
 
     def reconstruct(self, x):
         """Return the likelihood's mean at the posterior's mean: (B, *X) -> (B, *X)."""

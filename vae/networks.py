@@ -31,7 +31,7 @@ def as_shape(size):
 
 
 class MLP(nn.Module):
-    """Fully connected layers with ReLU between them; a label y, if any, adds its embedding to the first layer.
+    """Fully connected layers, `activation` between them; a label y, if any, adds its embedding to the first layer.
 
     The embedding is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
     Written so, the wide product W_x x is computed once per example, however many labels broadcast against it.
@@ -39,14 +39,14 @@ class MLP(nn.Module):
     to go unused, because by then the latents have learned to say what it would have said.
     """
 
-    def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0):
+    def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0, activation=nn.ReLU):
         super().__init__()
         self.in_shape, self.out_shape = as_shape(in_shape), as_shape(out_shape)
         first, *_ = hidden_dims
         self.input = nn.Linear(math.prod(self.in_shape), first)
         self.label_embedding = nn.Embedding(num_classes, first) if num_classes else None
-        layers = [layer for a, b in pairwise(hidden_dims) for layer in (nn.ReLU(inplace=True), nn.Linear(a, b))]
-        self.hidden = nn.Sequential(*layers, nn.ReLU(inplace=True))
+        layers = [layer for a, b in pairwise(hidden_dims) for layer in (activation(), nn.Linear(a, b))]
+        self.hidden = nn.Sequential(*layers, activation())
         self.output = nn.Linear(hidden_dims[-1], math.prod(self.out_shape))
 
     def forward(self, x, y=None):

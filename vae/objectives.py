@@ -5,11 +5,15 @@ Pure functions of distributions; higher is better. The mean over the batch is ta
 [1] Kingma & Welling 2013, Auto-Encoding Variational Bayes, arXiv:1312.6114
 [2] Kingma, Rezende, Mohamed & Welling 2014, Semi-supervised Learning with Deep Generative Models, arXiv:1406.5298
 [3] Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, arXiv:1509.00519
+[5] Tucker, Lawson, Gu & Maddison 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives,
+    arXiv:1810.04152
 """
 
 import math
 
 from torch.distributions import Normal, kl_divergence
+
+from vae.distributions import diagonal_normal
 
 
 def elbo(x, posterior, likelihood, prior, kl_weight=1):
@@ -27,8 +31,28 @@ def importance_weighted_bound(x, z, posterior, likelihood, prior):
 
     `z` of shape (S, B, Z) are draws from the posterior, and `likelihood` is p(x|z) of batch shape (S, B).
     """
-    log_weights = likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)  # (S, B)
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
+    return _log_mean_exp(_log_weights(x, z, posterior, likelihood, prior))
+
+
+def doubly_reparameterized_bound(x, z, posterior, likelihood, prior):
+    """M1: the same bound; its gradient in the encoder is another unbiased estimate, with less noise   [5].
+
+    The noise of the usual estimate drowns its signal as S grows. Here the encoder is reached through the draws alone,
+    the gradient of each weighted by the square of its share of the bound. `z` must be from `rsample`.
+    """
+    fixed = diagonal_normal(posterior.mean.detach(), posterior.stddev.detach())
+    log_weights = _log_weights(x, z, fixed, likelihood, prior)
+    shares = log_weights.detach().softmax(0).unsqueeze(-1)  # (S, B, 1)
+    z.register_hook(lambda gradient: shares * gradient)
+    return _log_mean_exp(log_weights)
+
+
+def _log_weights(x, z, posterior, likelihood, prior):
+    return likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)  # (S, B)
+
+
+def _log_mean_exp(log_weights):
+    return log_weights.logsumexp(0) - math.log(len(log_weights))  # (S, B) -> (B,)
 
 
 def labeled_elbo(x, y, posterior, likelihood, prior, label_prior):

@@ -13,7 +13,7 @@ from torch import nn
 
 from vae import objectives
 from vae.evaluation import active_latents
-from vae.gaussian import GaussianDecoder
+from vae.gaussian import DiagonalGaussianDecoder
 from vae.marginalization import marginalize_topk
 from vae.models import ConditionalVAE, SemiSupervisedVAE
 from vae.networks import Classifier, Encoder
@@ -35,8 +35,10 @@ class Stage(NamedTuple):
 
 def run_stages(stages, recipe, folder, evaluate):
     """Train one stage after the other."""
-    history, options = [], {"settings": {"recipe": asdict(recipe)}, "bf16": recipe.bf16, "evaluate": evaluate}
+    history, options = [], {"settings": {"recipe": asdict(recipe)}, "evaluate": evaluate}
+    options |= {"bf16": recipe.bf16, "one_cycle": recipe.one_cycle}
     for name, epochs, lr, loss, learner, batches, frozen in (stage for stage in stages if stage.epochs):
+        options["weight_decay"] = recipe.weight_prior / batches.num_rows
         where = {"name": name, "checkpoint": folder and folder / f"{name}.pt"}
         frozen.requires_grad_(False)
         try:
@@ -47,7 +49,21 @@ def run_stages(stages, recipe, folder, evaluate):
 
 
 @dataclass(frozen=True)
-class M1Recipe:
+class Recipe:
+    """What all recipes have.
+
+    The prior on the networks' weights is Normal(0, 1 / weight_prior), 1 in both papers, and 0 for none: what training
+    maximizes is then log p(weights) / N more, N training images.
+    """
+
+    lr: float = 1e-3
+    one_cycle: bool = True  # or a constant learning rate
+    weight_prior: float = 0
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class M1Recipe(Recipe):
     """M1: epochs with 0.3 of the KL divergence, then with the ELBO, then with the importance-weighted bound."""
 
     warm_up_epochs: int = 0
@@ -55,7 +71,6 @@ class M1Recipe:
     iwae_epochs: int = 0
     iwae_samples: int = 0  # draws of z per image in the last of these stages
     lr: float = 2e-3
-    bf16: bool = False
 
 
 def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
@@ -66,7 +81,7 @@ def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
         return -objectives.elbo(x, posterior, likelihood, vae.prior, kl_weight).mean()
 
     def negative_weighted_bound(x):
-        return -vae.importance_weighted_bound(x, recipe.iwae_samples).mean()
+        return -vae.importance_weighted_bound(x, recipe.iwae_samples, objectives.doubly_reparameterized_bound).mean()
 
     stages = [
         Stage("M1 warm-up", recipe.warm_up_epochs, recipe.lr, partial(negative_elbo, 0.3), vae, batches),
@@ -77,13 +92,11 @@ def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
 
 
 @dataclass(frozen=True)
-class LabelsRecipe:
+class LabelsRecipe(Recipe):
     """A classifier on the labels alone: the supervised baseline, or with `linear_probe` its last layer only."""
 
     epochs: int = 8
-    lr: float = 1e-3
     linear_probe: bool = False
-    bf16: bool = False
 
 
 def train_on_labels(classifier, batches, recipe, folder=None, evaluate=dict):
@@ -101,7 +114,7 @@ def _labels_stage(name, epochs, lr, classifier, linear_probe, batches):
 
 
 @dataclass(frozen=True)
-class M2Recipe:
+class M2Recipe(Recipe):
     """M2 in stages, so that y means the class before the bound of unlabeled images can move it.
 
     First the classifier learns the labels: all of it, or with `linear_probe` its last layer alone, as is right after
@@ -115,7 +128,6 @@ class M2Recipe:
     alpha_per_image: float = 1  # α / N: what the labels' cross-entropy weighs [2, equation 9]; 0.1 in the paper
     topk: int = 1  # labels summed exactly; one more is drawn for all the others
     linear_probe: bool = False
-    bf16: bool = False
 
 
 def m2_loss(model, batches, recipe):
@@ -151,16 +163,19 @@ def _m2_stages(m2, batches, recipe):
 
 @dataclass(frozen=True)
 class M1M2Recipe(M2Recipe):
-    """M1+M2: the stages of M2 on M1's latents, M1 fixed; then M1 and M2 together on images.
+    """M1+M2: M2 on M1's latents, M1 fixed, as the authors of [2] train it; then M1 and M2 together on images, if asked.
 
     Between the two, with skips, the last layer of the classifier of images learns the labels for `probe_epochs`.
     """
 
-    frozen_epochs: int = 6
-    unfrozen_epochs: int = 6
-    lr: float = 3e-3
+    label_epochs: int = 0
+    frozen_epochs: int = 0
+    unfrozen_epochs: int = 200
+    lr: float = 1e-3
+    alpha_per_image: float = 0.1
+    weight_prior: float = 1
     probe_epochs: int = 0
-    joint_epochs: int = 16
+    joint_epochs: int = 0
     joint_lr: float = 2e-3
 
 
@@ -176,18 +191,18 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
     return run_stages(stages, recipe, folder, evaluate)
 
 
-def start_from_encoder(classifier, encoder):
-    """Give a Classifier all layers of a VAE's trained encoder but the last, and return it.
+def classifier_from_encoder(encoder, num_classes):
+    """Return a Classifier with a copy of a trained encoder's network, whose last layer is new."""
+    network = copy.deepcopy(encoder.network)
+    network.output, network.out_shape = nn.Linear(network.output.in_features, num_classes), (num_classes,)
+    return Classifier(encoder.x_shape, num_classes, (), network=lambda *sizes: network)
 
-    Raises ValueError where their hidden layers differ.
-    """
-    last = {id(p) for p in classifier.network.output.parameters()}
-    own = {name: p for name, p in classifier.network.named_parameters() if id(p) not in last}
-    theirs = {name: p for name, p in encoder.network.state_dict().items() if name in own}
-    if [p.shape for p in own.values()] != [p.shape for p in theirs.values()]:
-        raise ValueError("the classifier cannot take over the encoder's hidden layers: give both the same hidden_dims")
-    classifier.network.load_state_dict(theirs, strict=False)
-    return classifier
+
+def init_parameters(module, scale):
+    """Draw every parameter from Normal(0, scale²), and return the module; 0.001 in the authors' code of [2]."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=scale)
+    return module
 
 
 def init_label_embeddings(model, scale):
@@ -200,19 +215,21 @@ def init_label_embeddings(model, scale):
     return model
 
 
-def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, label_scale=1):
+def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, decoder=DiagonalGaussianDecoder):
     """Return an untrained M1+M2 on those latents of a copy of `m1` that are active on `images` (N, *X).
 
-    Raises ValueError if none is.
+    The parameters of M2 start at Normal(0, init_scale²), or where torch starts them if it is None. Raises ValueError if
+    no latent is active.
     """
     active = active_latents(m1, images)
     if not len(active):
         raise ValueError("no latent of this M1 says anything of the data; train it longer")
     encoder = Encoder(len(active), z_dim, hidden_dims, num_classes)
-    decoder = GaussianDecoder(z_dim, len(active), hidden_dims, num_classes)
+    decoder = decoder(z_dim, len(active), hidden_dims, num_classes)
     m2 = SemiSupervisedVAE(encoder, decoder, Classifier(len(active), num_classes, hidden_dims))
-    stacked = StackedSemiSupervisedVAE(copy.deepcopy(m1), init_label_embeddings(m2, label_scale), active)
-    return stacked.to(active.device)
+    if init_scale is not None:
+        init_parameters(m2, init_scale)
+    return StackedSemiSupervisedVAE(copy.deepcopy(m1), m2, active).to(active.device)
 
 
 def add_skips(stacked, classifier):

@@ -5,16 +5,31 @@ import sys
 import time
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
 from vae.checkpoint import Run
 
 
-def fit(loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, settings=None, bf16=False, name="run"):
-    """Minimize `loss_fn(batch)` over `model`'s parameters by Adam under a one-cycle schedule.
+def fit(
+    loss_fn,
+    model,
+    batches,
+    *,
+    epochs,
+    lr,
+    one_cycle=True,
+    weight_decay=0.0,
+    bf16=False,
+    evaluate=dict,
+    checkpoint=None,
+    settings=None,
+    name="run",
+):
+    """Minimize `loss_fn(batch)` + `weight_decay` · ½‖w‖² over `model`'s parameters w by Adam.
 
-    The schedule (Smith & Topin 2018) raises the learning rate to `lr` and lowers it again, and the momentum inversely.
+    The learning rate is `lr`, or with `one_cycle` (Smith & Topin 2018) raised to it and lowered again, and the momentum
+    inversely.
     Returns the history, one dict per epoch: the mean loss, the CPU seconds of its training, and what `evaluate()`, a
     dict of floats, says after it. With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit
     for bit; a finished run is taken as it is. `settings`, a dict of plain values, is whatever else makes it this run
@@ -24,9 +39,12 @@ def fit(loss_fn, model, batches, *, epochs, lr, evaluate=dict, checkpoint=None, 
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
-    settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), "bf16": bf16, **(settings or {})}
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    schedule = ConstantLR(optimizer, factor=1)
+    if one_cycle:
+        schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
+    settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), **(settings or {})}
+    settings |= {"one_cycle": one_cycle, "weight_decay": weight_decay, "bf16": bf16}
     run = Run(name, settings, model, optimizer, schedule, batches.generator)
     history = run.resume(checkpoint) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
