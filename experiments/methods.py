@@ -187,15 +187,32 @@ class M1M2(Method):
 
 
 _M2, _M1M2 = M2(), M1M2()
+_JOINT = M1M2(  # on an M1 of ten latents, in stages, the last of which trains M1, too
+    m1=M1Config(),
+    init_scale=None,
+    decoder="Gaussian",
+    labeled_batch_size=100,
+    unlabeled_batch_size=200,
+    recipe=M1M2Recipe(
+        lr=3e-3,
+        weight_prior=0,
+        label_epochs=2,
+        frozen_epochs=6,
+        unfrozen_epochs=6,
+        alpha_per_image=1,
+        joint_epochs=16,
+    ),
+)
 METHODS = {
     "mlp": Supervised(m1=None),
-    "m1mlp": Supervised(m1=DEEP, recipe=LabelsRecipe(linear_probe=True)),
-    "m1knn": OnLatents(m1=DEEP, estimator="KNeighborsClassifier", options={"n_neighbors": 1}),
-    "m1svm": OnLatents(m1=DEEP, estimator="SVC", options={"C": 1}),
-    "m1spread": OnLatents(m1=DEEP, estimator="LabelSpreading", options=SPREADING, num_unlabeled=20_000),
+    "m1mlp": Supervised(recipe=LabelsRecipe(linear_probe=True)),
+    "m1knn": OnLatents(estimator="KNeighborsClassifier", options={"n_neighbors": 1}),
+    "m1svm": OnLatents(estimator="SVC", options={"C": 1}),
+    "m1spread": OnLatents(estimator="LabelSpreading", options=SPREADING, num_unlabeled=20_000),
     "m2": _M2,
     "m1m2": _M1M2,
-    "m1m2_skips": replace(_M1M2, skips=True, recipe=replace(_M1M2.recipe, probe_epochs=2, joint_epochs=24)),
+    "m1m2_joint": _JOINT,
+    "m1m2_skips": replace(_JOINT, skips=True, recipe=replace(_JOINT.recipe, probe_epochs=2, joint_epochs=48)),
 }
 NAIVE = replace(
     _M2,
@@ -235,6 +252,7 @@ UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
 MORE = {  # with one thing more
     "m2_longer": replace(_M2, recipe=replace(_M2.recipe, unfrozen_epochs=75)),
     "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
+    "m1m2_joint_longer": replace(_JOINT, recipe=replace(_JOINT.recipe, joint_epochs=64)),
 }
 LONG = {  # run only by name: M2 as the authors train it, looked at after 2,520, 30,240 and 302,400 updates
     "m2_plain_5": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=5)),
@@ -248,14 +266,15 @@ def _m1m2(m1=DEEP, recipe=None, **changes):
     return replace(_M1M2, m1=m1, recipe=replace(_M1M2.recipe, **recipe or {}), **changes)
 
 
-TRIALS = {  # M1+M2 with one thing changed, in M1, which is trained for 80 epochs here, or in M2 on an M1 of 500
+TRIALS = {  # M1+M2 with one thing changed: in M1, trained for 60 epochs instead of 200, or in M2
     "m1m2_short": _m1m2(_SHORT),
     "m1m2_short_relu": _m1m2(replace(_SHORT, activation="ReLU")),
     "m1m2_short_no_prior": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, weight_prior=0))),
-    "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0, epochs=80))),
+    "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0))),
     "m1m2_short_10_latents": _m1m2(replace(_SHORT, z_dim=10)),
-    "m1m2_shorter": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=5, epochs=15))),
+    "m1m2_shorter": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, epochs=20))),
     "m1m2": _M1M2,
+    "m1m2_long_m1": _m1m2(replace(DEEP, recipe=replace(DEEP.recipe, epochs=500))),
     "m1m2_default_start": _m1m2(init_scale=None),
     "m1m2_no_prior": _m1m2(recipe={"weight_prior": 0}),
     "m1m2_strong_prior": _m1m2(recipe={"weight_prior": 4}),

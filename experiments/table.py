@@ -34,8 +34,10 @@ NAMES = {
     "m1spread": "M1 + label spreading",
     "m2": "M2",
     "m2_longer": "M2, 75 unfrozen epochs instead of 15",
-    "m1m2": "M1+M2",
-    "m1m2_skips": "M1+M2 with skips, 24 joint epochs",
+    "m1m2": "M1+M2 as the paper draws it",
+    "m1m2_joint": "M1+M2 on an M1 of ten latents, 16 joint epochs",
+    "m1m2_joint_longer": "– 64 joint epochs instead of 16",
+    "m1m2_skips": "– with skips, 48 joint epochs",
 }
 VARIANT_NAMES = {
     "m2": "as it is",
@@ -50,13 +52,14 @@ VARIANT_NAMES = {
     "m2_bf16": "layers in bfloat16",
 }
 TRIAL_NAMES = {
-    "m1m2_short": "M1 of 80 epochs, SiLU, 50 latents, the weights' prior, 20 epochs of KL warm-up",
+    "m1m2_short": "M1 of 60 epochs",
     "m1m2_short_relu": "– ReLU instead of SiLU",
     "m1m2_short_no_prior": "– without the prior on M1's weights",
-    "m1m2_short_no_warm_up": "– without KL warm-up",
+    "m1m2_short_no_warm_up": "– without KL warm-up, instead of over 20 epochs",
     "m1m2_short_10_latents": "– 10 latents instead of 50",
-    "m1m2_shorter": "– 20 epochs, 5 of them warm-up",
-    "m1m2": "M1 of 500 epochs",
+    "m1m2_shorter": "– 20 epochs instead of 60",
+    "m1m2": "M1 of 200 epochs",
+    "m1m2_long_m1": "– 500 epochs instead of 200",
     "m1m2_default_start": "– M2's weights start where PyTorch starts them, not at Normal(0, 0.001²)",
     "m1m2_no_prior": "– without the prior on M2's weights",
     "m1m2_strong_prior": "– four times that prior",
@@ -70,7 +73,7 @@ TRIAL_NAMES = {
     "m1m2_longer": "– four times the updates",
     "m1m2_stages": "– in stages: the labels alone, then with the classifier frozen, then all",
 }
-COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips")
+COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips", "m1m2_joint")
 METHOD_COLORS = dict(zip(COLORED, COLORS, strict=False))
 
 

@@ -12,8 +12,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.testing import assert_close
 
 from experiments import ssl
-from experiments.m1 import M1Config
-from experiments.methods import ESTIMATORS, EVERY, METHODS, UNDONE, Method, Task
+from experiments.m1 import DECODERS, M1Config
+from experiments.methods import ESTIMATORS, EVERY, METHODS, MORE, UNDONE, Method, Task
 from experiments.runner import digest, load_result, plain, shortened
 from vae import recipes
 from vae.checkpoint import load_model, load_state
@@ -181,7 +181,7 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     assert result.pop("versions")["torch"] == torch.__version__.partition("+")[0]
     expected = {"name": "method-12-3", "data": "stripes", "method": "method", "labels": 12, "split": 3, "seed": 3}
     expected |= {"valid_error": 100, "test_error": 0, "epochs": 2, "updates": 2 * (228 // 40), "cpu_minutes": 1.5}
-    expected |= {"curve": [0, 100]}
+    expected |= {"curve": [0, 100], "valid_bound": None, "m1_valid_elbo": None, "m1_active_latents": None}
     expected |= {"data_checksum": data.checksum, "settings": {"m1": None, "unlabeled_batch_size": 40}}
     assert result == expected
     assert data.checksum != stripes.checksum
@@ -207,13 +207,14 @@ def architecture(method, task):
         return method.build(task)
     if not hasattr(method, "skips"):
         return task.classifier(method.hidden_dims, from_m1=False)
-    stacked = build_m1m2(task.m1, task.data.train_images, 3, method.z_dim, method.hidden_dims)
+    sizes = 3, method.z_dim, method.hidden_dims, method.init_scale
+    stacked = build_m1m2(task.m1, task.data.train_images, *sizes, DECODERS[method.decoder])
     return add_skips(stacked, task.classifier((20,), from_m1=False)) if method.skips else stacked
 
 
 @pytest.mark.parametrize(
     ("name", "called"),
-    [("mlp", "m1svm"), ("m2", "mlp"), ("m1m2", "m2_naive"), ("m1m2_skips", "m1m2_skips_longer"), ("m1m2_skips", "m2")],
+    [("mlp", "m1svm"), ("m2", "mlp"), ("m1m2_joint", "m2_naive"), ("m1m2_skips", "m1m2_longer"), ("m1m2_skips", "m2")],
 )
 def test_a_trained_model_is_that_of_its_settings_whatever_it_is_called_and_stays_and_repeats_the_errors(
     name, called, run, make_task, stripes, tmp_path
@@ -232,6 +233,8 @@ def test_every_method_learns_digits_in_its_epochs(embedded, add_data, tmp_path, 
     add_data(embedded)
     for name in METHODS:
         monkeypatch.setitem(EVERY, name, METHODS[name].smoke())
+    longer = replace(EVERY["m1m2"].recipe, unfrozen_epochs=30)  # the one without a stage on labels alone
+    monkeypatch.setitem(EVERY, "m1m2", replace(EVERY["m1m2"], unlabeled_batch_size=50, recipe=longer))
     ssl.run("embedded-mnist", [(name, 1000, 3) for name in METHODS], 1, None, tmp_path, tmp_path / "state")
     for result in (load_result(tmp_path / f"ssl/embedded-mnist/{name}-1000-3.json") for name in METHODS):
         assert 0 < result["test_error"] < 75  # guessing is wrong in 90 %
@@ -251,7 +254,7 @@ class Killed(BaseException):
 
 
 STAGES = {"mlp": ["labels"], "m2": ["labels", "frozen", "unfrozen"]}
-STAGES["m1m2_skips"] = ["unfrozen", "probe", "joint"]
+STAGES["m1m2_skips"] = [*STAGES["m2"], "probe", "joint"]
 
 
 @pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in STAGES for stage in STAGES[name]])
@@ -283,15 +286,15 @@ def test_a_cell_killed_in_any_stage_resumes_after_its_last_epoch(name, stage, ru
     assert_close(*(load_state(path)["model"] for path in models), rtol=0, atol=0)
 
 
-def test_a_comparison_holds_every_method_and_variants_with_100_labels_once():
+def test_a_comparison_holds_every_method_and_variants_with_100_labels_once_and_no_trial():
     cells, counts = ssl.cells_of(), (600, 1000, 3000)
     assert len(set(cells)) == len(cells)
     assert {cell[:2] for cell in cells if cell[1] > 100} == {
         (method, labels) for method in METHODS for labels in counts
     }
-    assert {method for method, *_ in cells} == EVERY.keys()
-    assert [split for method, _, split in cells if method in UNDONE] == [0] * len(UNDONE)
-    assert ssl.cells_of(["m2_bf16"], [600], 2) == [("m2_bf16", 600, 0), ("m2_bf16", 600, 1)]
+    assert {method for method, *_ in cells} == METHODS.keys() | UNDONE.keys() | MORE.keys()
+    assert {split for _, _, split in cells} == set(range(5))
+    assert ssl.cells_of(["m2_bf16"], [600], [7, 8]) == [("m2_bf16", 600, 7), ("m2_bf16", 600, 8)]
 
 
 def test_committed_results_are_of_todays_settings():

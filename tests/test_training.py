@@ -278,6 +278,30 @@ def test_weight_decay_is_the_gradient_of_half_the_squared_norm():
     assert_close(*trained)
 
 
+def test_the_loss_may_change_from_epoch_to_epoch_also_after_a_resume(checkpoint):
+    def train_by_weight(until, before_resume=()):
+        torch.manual_seed(0)
+        model, weight, seen = network(), 0.0, [*before_resume]
+
+        def before_epoch(epoch):
+            nonlocal weight
+            weight = epoch + 1.0
+            if len(seen) == until:
+                raise Killed
+            seen.append(epoch)
+
+        def loss_fn(x):
+            return 0 * model(x.expand(-1, 3)).mean() + weight
+
+        options = {"before_epoch": before_epoch, "checkpoint": checkpoint}
+        history = fit(loss_fn, model, batches(), epochs=4, lr=0.01, **options)
+        return seen, [epoch["loss"] for epoch in history]
+
+    with pytest.raises(Killed):
+        train_by_weight(until=2)
+    assert train_by_weight(until=9) == ([2, 3], [1, 2, 3, 4])
+
+
 def test_cpu_seconds_are_those_of_an_epochs_training_alone():
     """The first epoch computes for a second, and so does every evaluation; the other epochs sleep so long."""
     model, steps = nn.Linear(1, 1), itertools.count()

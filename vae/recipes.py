@@ -31,14 +31,15 @@ class Stage(NamedTuple):
     learner: nn.Module
     batches: object
     frozen: nn.Module = nn.Module()  # a part of `learner` that does not learn
+    before_epoch: object = lambda epoch: None
 
 
 def run_stages(stages, recipe, folder, evaluate):
     """Train one stage after the other."""
     history, options = [], {"settings": {"recipe": asdict(recipe)}, "evaluate": evaluate}
     options |= {"bf16": recipe.bf16, "one_cycle": recipe.one_cycle}
-    for name, epochs, lr, loss, learner, batches, frozen in (stage for stage in stages if stage.epochs):
-        options["weight_decay"] = recipe.weight_prior / batches.num_rows
+    for name, epochs, lr, loss, learner, batches, frozen, before_epoch in (stage for stage in stages if stage.epochs):
+        options |= {"weight_decay": recipe.weight_prior / batches.num_rows, "before_epoch": before_epoch}
         where = {"name": name, "checkpoint": folder and folder / f"{name}.pt"}
         frozen.requires_grad_(False)
         try:
@@ -64,7 +65,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class M1Recipe(Recipe):
-    """M1: epochs with 0.3 of the KL divergence, then with the ELBO, then with the importance-weighted bound."""
+    """M1: epochs with the ELBO, then with the importance-weighted bound.
+
+    In the first `warm_up_epochs` the KL divergence counts less, in even steps up to 1, so that latents stay in use that
+    would be given up early (Sønderby et al. 2016, arXiv:1602.02282).
+    """
 
     warm_up_epochs: int = 0
     epochs: int = 40
@@ -76,7 +81,13 @@ class M1Recipe(Recipe):
 def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
     """Train a VAE on `Batches` of images."""
 
-    def negative_elbo(kl_weight, x):
+    kl_weight = 1.0
+
+    def warm_up(epoch):
+        nonlocal kl_weight
+        kl_weight = min(1.0, (epoch + 1) / (recipe.warm_up_epochs + 1))
+
+    def negative_elbo(x):
         posterior, likelihood = vae(x)
         return -objectives.elbo(x, posterior, likelihood, vae.prior, kl_weight).mean()
 
@@ -84,8 +95,7 @@ def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
         return -vae.importance_weighted_bound(x, recipe.iwae_samples, objectives.doubly_reparameterized_bound).mean()
 
     stages = [
-        Stage("M1 warm-up", recipe.warm_up_epochs, recipe.lr, partial(negative_elbo, 0.3), vae, batches),
-        Stage("M1", recipe.epochs, recipe.lr, partial(negative_elbo, 1), vae, batches),
+        Stage("M1", recipe.epochs, recipe.lr, negative_elbo, vae, batches, before_epoch=warm_up),
         Stage("M1 iwae", recipe.iwae_epochs, recipe.lr, negative_weighted_bound, vae, batches),
     ]
     return run_stages(stages, recipe, folder, evaluate)

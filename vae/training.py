@@ -21,6 +21,7 @@ def fit(
     one_cycle=True,
     weight_decay=0.0,
     bf16=False,
+    before_epoch=lambda epoch: None,
     evaluate=dict,
     checkpoint=None,
     settings=None,
@@ -29,7 +30,7 @@ def fit(
     """Minimize `loss_fn(batch)` + `weight_decay` · ½‖w‖² over `model`'s parameters w by Adam.
 
     The learning rate is `lr`, or with `one_cycle` (Smith & Topin 2018) raised to it and lowered again, and the momentum
-    inversely.
+    inversely. `before_epoch(epoch)`, from 0, may change what the loss is made of.
     Returns the history, one dict per epoch: the mean loss, the CPU seconds of its training, and what `evaluate()`, a
     dict of floats, says after it. With `checkpoint`, a path, the run is saved after each epoch and resumed from it, bit
     for bit; a finished run is taken as it is. `settings`, a dict of plain values, is whatever else makes it this run
@@ -49,6 +50,7 @@ def fit(
     history = run.resume(checkpoint) if checkpoint else []
     with _progress_bar(name, len(history) * len(batches), epochs * len(batches)) as bar:
         for epoch in range(len(history), epochs):
+            before_epoch(epoch)
             model.train()
             total, start = 0.0, time.process_time()
             for step, batch in enumerate(batches):
