@@ -87,7 +87,7 @@ DEEP = M1Config(
     recipe=M1Recipe(warm_up_epochs=20, epochs=200, weight_prior=1, bf16=True),
 )
 _DEEP = M1Run(**vars(DEEP), samples=5000, examples=2000)
-_IWAE = M1Recipe(epochs=0, iwae_epochs=10, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
+_IWAE = M1Recipe(epochs=0, iwae_epochs=5, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
 _GRAY = M1Run(hidden_dims=(200, 200), transform="dequantize", recipe=M1Recipe(epochs=4), samples=100)
 _TOY = M1Run(
     data=TOY,
