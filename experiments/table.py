@@ -35,9 +35,9 @@ NAMES = {
     "m2": "M2",
     "m2_longer": "M2, 75 unfrozen epochs instead of 15",
     "m1m2": "M1+M2 as the paper draws it",
-    "m1m2_joint": "M1+M2 on an M1 of ten latents, 16 joint epochs",
-    "m1m2_joint_longer": "– 64 joint epochs instead of 16",
-    "m1m2_skips": "– with skips, 48 joint epochs",
+    "m1m2_joint": "M1+M2, ten latents, 16 joint epochs",
+    "m1m2_joint_longer": "M1+M2, ten latents, 64 joint epochs",
+    "m1m2_skips": "M1+M2 with skips, 48 joint epochs",
 }
 VARIANT_NAMES = {
     "m2": "as it is",
@@ -163,7 +163,7 @@ def errors_against_labels(results):
     axis.set_yticks(percent, percent)
     axis.set_yticks([], minor=True)
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", frameon=False, ncols=3)
+    figure.legend(loc="outside upper center", frameon=False, ncols=3, columnspacing=1)
     return figure
 
 
