@@ -51,28 +51,6 @@ VARIANT_NAMES = {
     "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }
-TRIAL_NAMES = {
-    "m1m2_short": "M1 of 60 epochs",
-    "m1m2_short_relu": "– ReLU instead of SiLU",
-    "m1m2_short_no_prior": "– without the prior on M1's weights",
-    "m1m2_short_no_warm_up": "– without KL warm-up, instead of over 20 epochs",
-    "m1m2_short_10_latents": "– 10 latents instead of 50",
-    "m1m2_shorter": "– 20 epochs instead of 60",
-    "m1m2": "M1 of 200 epochs",
-    "m1m2_long_m1": "– 500 epochs instead of 200",
-    "m1m2_default_start": "– M2's weights start where PyTorch starts them, not at Normal(0, 0.001²)",
-    "m1m2_no_prior": "– without the prior on M2's weights",
-    "m1m2_strong_prior": "– four times that prior",
-    "m1m2_one_scale": "– one scale for all latents in M2's decoder, not one each",
-    "m1m2_50_labeled": "– 50 labelled and 450 unlabelled rows in a batch, not 1 and 499",
-    "m1m2_strong_labels": "– α = N instead of 0.1 N",
-    "m1m2_low_rate": "– a learning rate of 3e-4 instead of 1e-3",
-    "m1m2_high_rate": "– 3e-3",
-    "m1m2_constant_rate": "– 1e-3 throughout, not one cycle",
-    "m1m2_quarter": "– a quarter of the updates",
-    "m1m2_longer": "– four times the updates",
-    "m1m2_stages": "– in stages: the labels alone, then with the classifier frozen, then all",
-}
 COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips", "m1m2_joint")
 METHOD_COLORS = dict(zip(COLORED, COLORS, strict=False))
 
@@ -121,18 +99,6 @@ def variants_markdown(results):
     return "\n".join(lines)
 
 
-def trials_markdown(results):
-    """Return the table of M1+M2 with one thing changed: `results` of the methods in `TRIAL_NAMES`, of one draw."""
-    lines = ["| M1+M2, 100 labels | M1's ELBO, active latents | validation error (%) | CPU minutes, updates |"]
-    lines.append("| --- |" + " --- |" * 3)
-    for method, by_labels in results.items():
-        [cell] = by_labels[100]
-        m1 = f"{cell['m1_valid_elbo']:.1f}, {cell['m1_active_latents']}".replace("-", "−")
-        cost = f"{cell['cpu_minutes']:.1f}, {cell['updates']:,}"
-        lines.append(f"| {TRIAL_NAMES[method]} | {m1} | **{cell['valid_error']:.2f}** | {cost} |")
-    return "\n".join(lines)
-
-
 def _format(values):
     return " ± ".join(f"{value:.2f}" for value in values)
 
@@ -164,23 +130,6 @@ def errors_against_labels(results):
     axis.set_yticks([], minor=True)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside upper center", frameon=False, ncols=3, columnspacing=1)
-    return figure
-
-
-def errors_against_updates(curves):
-    """Show validation error against updates, both on logarithmic axes: {name: [result, …]}, one thin line each."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
-    for (name, cells), color in zip(curves.items(), COLORS, strict=False):
-        for cell in cells:
-            steps = cell["updates"] // len(cell["curve"])
-            updates = range(steps, cell["updates"] + 1, steps)
-            axis.plot(updates, cell["curve"], color=color, linewidth=1.2, label=name if cell is cells[0] else None)
-    axis.set(xscale="log", yscale="log", xlabel="updates", ylabel="error on validation images (%)")
-    percent = (2, 3, 5, 10, 20, 30, 50, 80)
-    axis.set_yticks(percent, percent)
-    axis.set_yticks([], minor=True)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
     return figure
 
 
