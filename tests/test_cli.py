@@ -98,7 +98,9 @@ def test_m1_runs_what_is_named_and_skips_what_is_there(add_data, stripes, capsys
     add_data(replace(stripes, name="mnist"))
     monkeypatch.setattr("vae.recipes.fit", fit)
     small = replace(m1.RUNS["variance-free-0"].smoke(), hidden_dims=(20,), batch_size=40)
-    monkeypatch.setattr(m1, "RUNS", {f"variance-free-{seed}": replace(small, seed=seed) for seed in (0, 1)})
+    runs = [replace(small, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(m1, "GROUPS", {"variance-free": runs})
+    monkeypatch.setattr(m1, "RUNS", {f"variance-free-{run.seed}": run for run in runs})
     for names in (["variance-free-1"], ["variance-free"], ["variance-free-0", "variance"]):
         main(["m1", *names, "--jobs", "1"])
     said = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
