@@ -25,7 +25,7 @@ DECODERS = {
     "shared Gaussian": SharedGaussianDecoder,
     "optimal Gaussian": OptimalGaussianDecoder,
 }
-ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU}
+NETWORKS = {"ReLU": MLP, "SiLU": partial(MLP, activation=nn.SiLU)}  # by the activation between layers
 TOY = "two Gaussians"
 TRANSFORMS = {"binarize": binarize, "dequantize": dequantize, "none": as_is}
 # The scale of a pixel: at least that of the noise which dequantizes a gray level, at most that of a coin in [0, 1].
@@ -38,7 +38,7 @@ class M1Config:
 
     z_dim: int = 10
     hidden_dims: tuple = (500, 500)
-    activation: str = "ReLU"  # one of ACTIVATIONS
+    activation: str = "ReLU"  # one of NETWORKS
     decoder: str = "Bernoulli"
     decoder_options: dict = field(default_factory=dict)
     transform: str = "binarize"
@@ -48,10 +48,9 @@ class M1Config:
 
     def build(self, x_shape):
         """Return the untrained VAE."""
-        network = partial(MLP, activation=ACTIVATIONS[self.activation])
-        encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, network=network)
-        options = {"network": network, **self.decoder_options}
-        return VAE(encoder, DECODERS[self.decoder](self.z_dim, x_shape, self.hidden_dims[::-1], **options))
+        network, dims = {"network": NETWORKS[self.activation]}, self.hidden_dims
+        decoder = DECODERS[self.decoder](self.z_dim, x_shape, dims[::-1], **network, **self.decoder_options)
+        return VAE(Encoder(x_shape, self.z_dim, dims, **network), decoder)
 
     def train(self, rows, folder, start=None, evaluate=lambda vae: {}):
         """Return the VAE trained on `rows` (N, *X), from the parameters of `start` if given, and its history.

@@ -6,7 +6,6 @@ M1+M2 with skips also with 3,000, on the validation images and another draw of l
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
 
-from experiments.m1 import ACTIVATIONS, DECODERS, DEEP, TRANSFORMS, M1Config
+from experiments.m1 import DECODERS, DEEP, NETWORKS, TRANSFORMS, M1Config
 from experiments.runner import shortened
 from vae.data import DataSet, SemiSupervisedBatches, binarize
 from vae.models import VAE, SemiSupervisedVAE
@@ -129,7 +128,7 @@ class M2(Method):
     z_dim: int = 50
     hidden_dims: tuple = (500, 500)
     classifier_dims: tuple = (500, 500)
-    activation: str = "ReLU"  # one of ACTIVATIONS
+    activation: str = "ReLU"  # one of NETWORKS
     decoder: str = "Bernoulli"  # one of DECODERS
     transform: str = "binarize"  # one of TRANSFORMS
     init_scale: float | None = None  # parameters start at Normal(0, init_scale²), or where torch starts them
@@ -141,7 +140,7 @@ class M2(Method):
     def build(self, task):
         """Return it untrained."""
         x_shape, num_classes = task.data.x_shape, task.data.num_classes
-        network = partial(MLP, activation=ACTIVATIONS[self.activation])
+        network = NETWORKS[self.activation]
         encoder = Encoder(x_shape, self.z_dim, self.hidden_dims, num_classes, network)
         decoder = DECODERS[self.decoder](self.z_dim, x_shape, self.hidden_dims, num_classes, network=network)
         classifier = task.classifier(self.classifier_dims, self.recipe.linear_probe, network)
@@ -229,15 +228,8 @@ PLAIN = replace(  # as the authors train M2 on latents, but on images, and with 
     label_scale=None,
     labeled_batch_size=1,
     unlabeled_batch_size=99,
-    recipe=M2Recipe(
-        lr=3e-4,
-        one_cycle=False,
-        weight_prior=1,
-        bf16=True,
-        label_epochs=0,
-        frozen_epochs=0,
-        unfrozen_epochs=600,
-        alpha_per_image=0.1,
+    recipe=replace(
+        NAIVE.recipe, lr=3e-4, one_cycle=False, weight_prior=1, bf16=True, label_epochs=0, unfrozen_epochs=600
     ),
 )
 UNDONE = {  # M2 with one thing undone, then with all, also summed exactly

@@ -72,6 +72,8 @@ def test_dequantized_pixels_fill_the_256th_of_their_gray_level_evenly():
         first, again, other = transform(gray, seeded()), transform(gray, seeded()), transform(gray, generator)
         assert torch.equal(first, again)
         assert not torch.equal(other, transform(gray, generator))
+        with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+            transform(255 * gray, generator)
 
 
 @settings(max_examples=100)

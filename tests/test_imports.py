@@ -1,4 +1,4 @@
-"""What the library may know: imports run one way, and no data set's sizes."""
+"""What the library may know: imports run one way, no data set's sizes, and nothing that is read is run."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -47,3 +47,11 @@ def test_only_the_data_sets_know_their_sizes(name):
     numbers = {node.value: node.lineno for node in ast.walk(MODULES[name]) if isinstance(node, ast.Constant)}
     forbidden = SIZES - {10} if name == "vae.plotting" else SIZES  # where 10 is the size of letters
     assert not {value: line for value, line in numbers.items() if value in forbidden}
+
+
+def test_files_are_read_as_plain_values():
+    for path in (path for folder in ("vae", "experiments") for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        assert not {"pickle", "dill", "shelve", "marshal", "cloudpickle"} & set(imported(tree)), path
+        for call in (ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            assert not call.startswith(("torch.load(", "np.load(")) or "weights_only=True" in call, path

@@ -146,7 +146,7 @@ def m2_loss(model, batches, recipe):
     It is minus `objectives.j_alpha`, which is higher the better.
     """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
-    alpha = recipe.alpha_per_image * sum(sizes.values())
+    alpha = recipe.alpha_per_image * batches.num_rows
     marginalize = partial(marginalize_topk, k=recipe.topk)
 
     def loss(batch):

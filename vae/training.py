@@ -41,9 +41,8 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    schedule = ConstantLR(optimizer, factor=1)
-    if one_cycle:
-        schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
+    one_cycle_steps = {"max_lr": lr, "total_steps": epochs * len(batches)}
+    schedule = OneCycleLR(optimizer, **one_cycle_steps) if one_cycle else ConstantLR(optimizer, factor=1)
     settings = {"epochs": epochs, "lr": lr, "steps_per_epoch": len(batches), **(settings or {})}
     settings |= {"one_cycle": one_cycle, "weight_decay": weight_decay, "bf16": bf16}
     run = Run(name, settings, model, optimizer, schedule, batches.generator)
@@ -52,16 +51,9 @@ def fit(
         for epoch in range(len(history), epochs):
             before_epoch(epoch)
             model.train()
-            total, start = 0.0, time.process_time()
-            for step, batch in enumerate(batches):
-                with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-                    loss = loss_fn(batch)
-                total += _finite(loss.item(), name, epoch, step)
-                _step(loss, optimizer, schedule)
-                bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
-                bar.update()
-            _check_finite(model, name, epoch)
-            record = {"loss": total / len(batches), "cpu_seconds": time.process_time() - start}
+            start = time.process_time()
+            loss = _train_epoch(loss_fn, batches, run, epoch, epochs, bf16, bar)
+            record = {"loss": loss, "cpu_seconds": time.process_time() - start}
             model.eval()
             with torch.no_grad():
                 history.append(record | evaluate())
@@ -76,6 +68,20 @@ def _progress_bar(name, done, total):
     """A line on stdout, rewritten while training runs and then gone: a notebook keeps no trace of it."""
     form = "{desc}: {percentage:3.0f} %{postfix}, {remaining} left"
     return tqdm(desc=name, initial=done, total=total, bar_format=form, file=sys.stdout, leave=False, mininterval=0.5)
+
+
+def _train_epoch(loss_fn, batches, run, epoch, epochs, bf16, bar):
+    """Take one step for each batch, and return the mean loss."""
+    total = 0.0
+    for step, batch in enumerate(batches):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+            loss = loss_fn(batch)
+        total += _finite(loss.item(), run.name, epoch, step)
+        _step(loss, **run.parts)
+        bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {total / (step + 1):.2f}", refresh=False)
+        bar.update()
+    _check_finite(run.model, run.name, epoch)
+    return total / len(batches)
 
 
 def _step(loss, optimizer, schedule):
