@@ -7,13 +7,13 @@ and `load`; the rest adapts to any image shape (C, H, W) and any number of class
 import torch
 from sklearn.datasets import load_digits
 
-from vae.checkpoint import load_model, save_model
 from vae.conv import ConvNet, DeconvNet
 from vae.data import DataSet, SemiSupervisedBatches, binarize, labeled_split
 from vae.evaluation import error_rate
 from vae.models import SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
 from vae.recipes import LabelsRecipe, M2Recipe, init_label_embeddings, train_m2, train_on_labels
+from vae.saving import load as load_saved
 
 NUM_LABELED, NUM_VALID, NUM_TEST = 70, 100, 200
 
@@ -54,7 +54,7 @@ for part in ("valid", "test"):  # choose settings by the first, report the secon
     errors = [error_rate(classify, *data.part(part)) for classify in (baseline.classify, m2.classify)]
     print("{} error: labels only {:.1f} %, M2 {:.1f} %".format(part, *errors))
 
-save_model(m2, "own_data.pt")
-m2 = load_model(build(data.x_shape, data.num_classes), "own_data.pt")
+m2.save("own_data.safetensors")
+m2 = load_saved("own_data.safetensors")  # its architecture comes with it
 print("new images are of the classes", m2.classify(data.test_images[:9]).tolist())
 print("five samples of the last class:", tuple(m2.sample(5, label=data.num_classes - 1, mean=True).shape))

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.runner import SMOKE, Job, UserError, load_data, load_result, plain, shortened
-from vae.checkpoint import load_model, load_state
+from experiments.runner import MODEL, SMOKE, Job, UserError, load_data, load_result, on_this_machine, plain, shortened
+from vae.checkpoint import load_state
 from vae.data import Batches, as_is, binarize, dequantize
 from vae.datasets import two_gaussians
 from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
@@ -16,6 +16,7 @@ from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussi
 from vae.models import VAE
 from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
 from vae.recipes import M1Recipe, train_m1
+from vae.saving import load
 
 DECODERS = {
     "Bernoulli": BernoulliDecoder,
@@ -62,7 +63,7 @@ class M1Config:
             vae.load_state_dict(start.state_dict())
         generator = torch.Generator(rows.device).manual_seed(self.seed)
         batches = Batches(rows, self.batch_size, generator, TRANSFORMS[self.transform])
-        return vae, train_m1(vae, batches, self.recipe, folder, evaluate=lambda: evaluate(vae))
+        return vae, train_m1(vae, batches, on_this_machine(self.recipe), folder, evaluate=lambda: evaluate(vae))
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def measure(config, folder):
     return {
         "data": config.data,
         "seed": config.seed,
+        "bf16": on_this_machine(config.recipe).bf16,
         **result,
         "updates": sum(epoch["updates"] for epoch in history),
         "cpu_minutes": round(sum(epoch["cpu_seconds"] for epoch in history) / 60, 2),
@@ -198,9 +200,9 @@ def _trained(name, folder):
     """Return the VAE of the run `name`: what it left beside `folder`, or trained now, in a folder below."""
     [job] = jobs([name])
     rows, *_ = _data(job.config)
-    left = folder.parent / name / "model.pt"
-    if left.exists() and load_state(left).get("settings") == plain(job.config):
-        return load_model(job.config.build(rows.shape[1:]), left)
+    left = folder.parent / name / MODEL
+    if left.exists() and (vae := load(left)).about["settings"] == plain(job.config):
+        return vae
     return job.config.train(rows, folder / "start")[0]
 
 

@@ -14,7 +14,7 @@ from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
 
 from experiments.m1 import DECODERS, DEEP, NETWORKS, TRANSFORMS, M1Config
-from experiments.runner import shortened
+from experiments.runner import on_this_machine, shortened
 from vae.data import DataSet, SemiSupervisedBatches, binarize
 from vae.models import VAE, SemiSupervisedVAE
 from vae.networks import MLP, Classifier, Encoder
@@ -64,7 +64,7 @@ class Task:
     def classifier(self, hidden_dims, from_m1, network=MLP):
         """Return an untrained classifier of images, or one that starts with the hidden layers of M1's encoder."""
         if from_m1:
-            return classifier_from_encoder(self.m1.encoder, self.data.num_classes).to(self.labels.device)
+            return classifier_from_encoder(self.m1.encoder, self.data.num_classes)
         return Classifier(self.data.x_shape, self.data.num_classes, hidden_dims, network).to(self.labels.device)
 
 
@@ -154,7 +154,7 @@ class M2(Method):
     def train(self, task, evaluate=lambda model: {}):
         """Train it; `evaluate(model)` is asked after each epoch."""
         m2, batches = self.build(task), task.batches(task.data.train_images, self, TRANSFORMS[self.transform])
-        history = train_m2(m2, batches, self.recipe, task.folder, lambda: evaluate(m2))
+        history = train_m2(m2, batches, on_this_machine(self.recipe), task.folder, lambda: evaluate(m2))
         return m2.classify, history, m2
 
 

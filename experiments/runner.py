@@ -16,13 +16,14 @@ from pathlib import Path
 import joblib
 import torch
 
-from vae.checkpoint import atomic_path, save_state
+from vae.checkpoint import atomic_path
 from vae.datasets import LOADERS, embedded_mnist
 
 SMOKE = os.environ.get("VAE_SMOKE") == "1"
 ROOT = Path("preview/smoke" if SMOKE else ".").absolute()
 RESULTS, STATE = ROOT / "results", ROOT / "checkpoints"  # what is kept; what a killed run resumes from, and models
 PACKAGES = ("torch", "scikit-learn", "numpy")
+MODEL = "model.safetensors"  # what is left in a job's own folder
 TIMEOUT = 20  # seconds that a scheduler has to answer
 TOLD = ("diverged", "valid_error", "test_error", "test_elbo", "test_log_likelihood", "cpu_minutes")  # while jobs run
 
@@ -71,6 +72,25 @@ def shortened(recipe, epochs=1):
     """Return the recipe with at most so many epochs of each stage, for a smoke run."""
     counts = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("epochs")}
     return replace(recipe, **{name: min(count, epochs) for name, count in counts.items()})
+
+
+@cache
+def has_bf16():
+    """Return whether this processor computes in bfloat16, measured: an imitation takes many times as long."""
+
+    def seconds(matrix):
+        start = time.perf_counter()
+        matrix @ matrix
+        return time.perf_counter() - start
+
+    matrix = torch.randn(500, 500)
+    in_float32, in_bfloat16 = (min(seconds(m) for _ in range(5)) for m in (matrix, matrix.bfloat16()))
+    return in_bfloat16 < in_float32
+
+
+def on_this_machine(recipe):
+    """Return the recipe, in float32 if it asks for bfloat16 and the processor lacks it."""
+    return replace(recipe, bf16=recipe.bf16 and has_bf16())
 
 
 def load_result(path):
@@ -125,10 +145,10 @@ def run_job(job, results, state):
             with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
                 computed, model = job.compute(folder)
             if model is not None:
-                save_state({"model": model.state_dict(), "settings": plain(job.config)}, folder / "model.pt")
+                model.save(folder / MODEL, settings=plain(job.config))
             result = {"name": job.name} | computed | {"settings": plain(job.config), "versions": versions()}
             write_result(result, results / f"{job.path}.json")
-        for path in set(folder.rglob("*.pt")) - {folder / "model.pt"}:
+        for path in folder.rglob("*.pt"):
             path.unlink()
     return job.path, result
 

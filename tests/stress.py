@@ -28,6 +28,7 @@ from experiments.methods import EVERY
 from vae.checkpoint import load_state
 from vae.data import Batches, binarize
 from vae.datasets import embedded_mnist
+from vae.saving import load
 from vae.training import fit
 
 CONTEXT = multiprocessing.get_context("fork")  # nothing is imported again
@@ -86,6 +87,8 @@ def read(path):
         seconds = [epoch["cpu_seconds"] for epoch in state.get("history", ())]
         plain = [leaf.tolist() if torch.is_tensor(leaf) else leaf for leaf in leaves]
         return structure, [leaf for leaf in plain if leaf not in seconds]
+    if path.suffix == ".safetensors":
+        return load(path).state_dict()
     if path.suffix == ".png":
         PIL.Image.open(path).load()
     else:
@@ -95,7 +98,7 @@ def read(path):
 
 def contents(folder):
     """Read every file that a program would read."""
-    files = (path for path in folder.rglob("*") if path.suffix in (".json", ".pt", ".png", ".ipynb"))
+    files = (path for path in folder.rglob("*") if path.suffix in (".json", ".pt", ".safetensors", ".png", ".ipynb"))
     return {str(path.relative_to(folder)): read(path) for path in files if not path.name.startswith(".")}
 
 

@@ -17,7 +17,7 @@ def test_m2_on_own_images_learns_is_saved_loaded_and_sampled(tmp_path):
     [classes] = re.findall(r"new images are of the classes \[(.*)\]", done.stdout)
     assert all(0 <= int(k) < 7 for k in classes.split(","))
     assert "(5, 1, 8, 8)" in done.stdout
-    assert (tmp_path / "own_data.pt").exists()
+    assert (tmp_path / "own_data.safetensors").exists()
 
 
 def test_it_is_short_enough_to_adapt():

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from experiments import m1
 from experiments.m1 import GROUPS, RUNS, jobs, read_results, runs_of
-from experiments.runner import UserError, load_result, plain, run_job, shortened
+from experiments.runner import MODEL, UserError, load_result, plain, run_job, shortened
 from vae import recipes
-from vae.checkpoint import load_model, load_state
 from vae.datasets import load_mnist
 from vae.evaluation import active_latents
+from vae.saving import load
 
 COMMITTED = sorted((Path(__file__).parent.parent / "results/m1").glob("*.json"))
 
@@ -49,11 +49,11 @@ def test_a_run_says_how_good_its_model_is_and_keeps_it(run, name, stripes, tmp_p
     bound = parts["log_likelihood"] - parts["mutual_information"] - parts["kl_to_prior"]
     assert result["test_elbo"] == pytest.approx(bound, abs=0.01)
     assert not toy or abs(result["truth"] + 2.79) < 0.05 > result["test_log_likelihood"] - result["truth"]
-    rows, _, test_rows, _ = m1._data(config)
-    vae = load_model(config.build(rows.shape[1:]), folder / "model.pt")
+    _, _, test_rows, _ = m1._data(config)
+    vae = load(folder / MODEL)
     assert vae.encoder.network.output.out_features == 2 * 4
     assert len(active_latents(vae, test_rows)) == result["active_latents"]
-    assert {path.name for path in folder.iterdir()} == {"model.pt", "log"}
+    assert {path.name for path in folder.iterdir()} == {MODEL, "log"}
 
 
 def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes):
@@ -69,10 +69,10 @@ def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes)
 def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_path):
     """The start is trained once; the weighted bound takes over from its parameters."""
     first, changes = "precision-fp32-0", {"start": "precision-fp32-0", "recipe": {"iwae_samples": 5, "lr": 1e-8}}
-    before, result, model = run(first), tmp_path / f"m1/{first}.json", tmp_path / f"state/m1/{first}/model.pt"
-    started = load_state(model)["model"]
+    before, result, model = run(first), tmp_path / f"m1/{first}.json", tmp_path / f"state/m1/{first}" / MODEL
+    started = load(model).state_dict()
     run("mnist-50-iwae", **changes)
-    assert_close(load_state(tmp_path / "state/m1/mnist-50-iwae/model.pt")["model"], started, rtol=0, atol=1e-5)
+    assert_close(load(tmp_path / "state/m1/mnist-50-iwae" / MODEL).state_dict(), started, rtol=0, atol=1e-5)
     result.unlink(), model.unlink()
     run("mnist-50-iwae", samples=21, **changes)
     assert run(first) | {"cpu_minutes": 0} == before | {"cpu_minutes": 0}

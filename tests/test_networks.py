@@ -62,15 +62,6 @@ def test_a_label_starts_out_as_visible_as_an_embedding_of_scale_one():
     assert abs(embeddings.std() - 1) < 5 / (2 * embeddings.numel()) ** 0.5
 
 
-def test_a_trained_network_takes_labels_without_a_change_and_then_learns_them():
-    mlp, x, y = MLP(6, [7, 5], 3), torch.randn(9, 6), torch.randint(4, (9,))
-    expected = mlp(x)
-    mlp.add_label_embedding(4)
-    assert torch.equal(mlp(x, y), expected)
-    mlp(x, y).sum().backward()
-    assert mlp.label_embedding.weight.grad.abs().sum() > 0
-
-
 def test_labels_are_neither_forgotten_nor_ignored():
     y = torch.zeros(3).long()
     for network, inputs in ((Encoder(4, 2, [5], num_classes=3), {}), (Encoder(4, 2, [5]), {"y": y})):

@@ -114,7 +114,8 @@ def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, st
     stages = watch(nn.ModuleDict({"stacked": stacked, "model": model}))
     features, recipe = both_kinds(model.features(images), model.draw), replace(JOINT, probe_epochs=int(skips))
     assert len(recipes.train_m1m2(model, stacked.m2, features, both_kinds(), recipe)) == len(stages) == 4 + skips
-    m2, of_m1 = {"stacked.m2.encoder", "stacked.m2.decoder"}, {"stacked.m1.encoder", "stacked.m1.decoder"}
+    m2 = {"stacked.m2.encoder", "stacked.m2.decoder"}
+    of_m1 = {"stacked.m1.encoder", "model.m1.decoder" if skips else "stacked.m1.decoder"}
     of_latents, of_images = {"stacked.m2.classifier"}, {"model.classifier"} if skips else {"stacked.m2.classifier"}
     expected = {"labels": of_latents, "frozen": m2, "unfrozen": m2 | of_latents, "joint": m2 | of_m1 | of_images}
     expected |= {"probe": of_images} if skips else {}
@@ -175,6 +176,15 @@ def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
     norm = lambda x: 0 * m1.elbo(x).mean() + sum(p.square().sum() for p in reference.parameters()) / 2  # noqa: E731
     fit(lambda x: 12 / 240 * norm(x), reference, batches, epochs=1, lr=M1Recipe().lr)
     assert_close(m1.state_dict(), reference.state_dict())
+
+
+def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
+    stacked = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
+    model = recipes.add_skips(stacked, Classifier(SHAPE, 3, (20,)))
+    z, y = torch.randn(9, m1.encoder.z_dim), torch.arange(9) % 3
+    assert torch.equal(model.decode(z, y).mean, m1.decoder(z).mean)
+    model.decode(z, y).mean.sum().backward()
+    assert model.m1.decoder.network.label_embedding.weight.grad.abs().sum() > 0
 
 
 def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, tmp_path):

@@ -17,13 +17,15 @@ from torch import nn
 
 from experiments import notebook, runner
 from experiments.methods import METHODS
-from experiments.runner import Job, UserError, digest, load_result, run_job
+from experiments.runner import MODEL, Job, UserError, digest, load_result, run_job
 from experiments.ssl import read_results
 from tests.stress import contents
-from vae.checkpoint import load_model, load_state
+from vae.checkpoint import load_state
 from vae.data import Batches
 from vae.datasets import DataNotFoundError, load_mnist
+from vae.networks import MLP
 from vae.recipes import M1Recipe
+from vae.saving import load
 from vae.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -57,15 +59,15 @@ def test_what_a_run_resumes_from_goes_and_its_model_and_its_log_stay(tmp_path):
         assert torch.get_num_threads() == 1
         return 1
 
-    model, threads, folder = nn.Linear(2, 3), torch.get_num_threads(), tmp_path / "state/group/job"
+    model, threads, folder = MLP(2, (3,), 1), torch.get_num_threads(), tmp_path / "state/group/job"
     with pytest.raises(ZeroDivisionError):
         run_job(job(lambda folder: compute(folder) / 0, model=model), tmp_path, tmp_path / "state")
     assert torch.get_num_threads() == threads
     assert (folder / "stage.pt").read_text() == "half a run"
     run_job(job(compute, model=model), tmp_path, tmp_path / "state")
-    assert {path.name for path in folder.iterdir()} == {"model.pt", "log"}
+    assert {path.name for path in folder.iterdir()} == {MODEL, "log"}
     assert (folder / "log").read_text() == "half way\nhalf way\n"
-    torch.testing.assert_close(load_model(nn.Linear(2, 3), folder / "model.pt").state_dict(), model.state_dict())
+    torch.testing.assert_close(load(folder / MODEL).state_dict(), model.state_dict())
 
 
 def train(checkpoint, **options):
@@ -241,7 +243,8 @@ def start(folder, *more):
 def left(folder):
     """What the results in `folder` say, all but the time they took, and the models beside them."""
     results = {path.stem: json.loads(path.read_text()) | {"cpu_minutes": 0} for path in (folder / RESULTS).iterdir()}
-    return results, {str(path.relative_to(folder / STATE)): load_state(path)["model"] for path in folder.rglob("*.pt")}
+    m1s = {path.parent.name: load_state(path)["model"] for path in folder.rglob("*.pt")}
+    return results, m1s | {path.parent.name: load(path).state_dict() for path in folder.rglob(MODEL)}
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +285,7 @@ def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
     torch.testing.assert_close(models, reference[1], rtol=0, atol=0)
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
     assert results.keys() == {f"{method}-100-{split}" for method in ("m1knn", "m2") for split in (0, 1)}
-    names = (f"m1/{digest(METHODS['m2'].smoke().m1)}/M1", "m2-100-0/model", "m2-100-1/model")
-    assert models.keys() == {f"ssl/mnist/{name}.pt" for name in names}
+    assert models.keys() == {digest(METHODS["m2"].smoke().m1), "m2-100-0", "m2-100-1"}
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.testing import assert_close
 
 from experiments import ssl
-from experiments.m1 import DECODERS, M1Config
+from experiments.m1 import M1Config
 from experiments.methods import ESTIMATORS, EVERY, METHODS, MORE, UNDONE, Method, Task
-from experiments.runner import digest, load_result, plain, shortened
+from experiments.runner import MODEL, digest, load_result, plain, shortened
 from vae import recipes
-from vae.checkpoint import load_model, load_state
+from vae.checkpoint import load_state
 from vae.data import PARTS, labeled_split
 from vae.datasets import load_mnist
 from vae.evaluation import error_rate
 from vae.networks import Classifier, Encoder
-from vae.recipes import M1Recipe, add_skips, build_m1m2
+from vae.recipes import M1Recipe
+from vae.saving import load
 
 COMMITTED = sorted((Path(__file__).parent.parent / "results/ssl/mnist").glob("*.json"))
 SMALL_M1 = M1Config(z_dim=3, hidden_dims=(20,), batch_size=40, recipe=M1Recipe(epochs=30, lr=1e-2))
@@ -201,17 +202,6 @@ def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run,
         assert_close(m1.state_dict(), load_state(folder / digest(config) / "M1.pt")["model"], rtol=0, atol=0)
 
 
-def architecture(method, task):
-    """The untrained model that `method` trains."""
-    if hasattr(method, "build"):
-        return method.build(task)
-    if not hasattr(method, "skips"):
-        return task.classifier(method.hidden_dims, from_m1=False)
-    sizes = 3, method.z_dim, method.hidden_dims, method.init_scale
-    stacked = build_m1m2(task.m1, task.data.train_images, *sizes, DECODERS[method.decoder])
-    return add_skips(stacked, task.classifier((20,), from_m1=False)) if method.skips else stacked
-
-
 @pytest.mark.parametrize(
     ("name", "called"),
     [("mlp", "m1svm"), ("m2", "mlp"), ("m1m2_joint", "m2_naive"), ("m1m2_skips", "m1m2_longer"), ("m1m2_skips", "m2")],
@@ -219,10 +209,10 @@ def architecture(method, task):
 def test_a_trained_model_is_that_of_its_settings_whatever_it_is_called_and_stays_and_repeats_the_errors(
     name, called, run, make_task, stripes, tmp_path
 ):
-    result, model = run(small(name), called), architecture(small(name), make_task())
+    result = run(small(name), called)
     folder = tmp_path / f"state/ssl/stripes/{called}-12-0"
-    assert {path.name for path in folder.iterdir()} == {"log", "model.pt"}
-    load_model(model, folder / "model.pt")
+    assert {path.name for path in folder.iterdir()} == {"log", MODEL}
+    model = load(folder / MODEL)
     assert result["settings"] == plain(small(name))
     for part in ("valid", "test"):
         assert round(error_rate(model.classify, *stripes.part(part)), 2) == result[f"{part}_error"]
@@ -282,8 +272,8 @@ def test_a_cell_killed_in_any_stage_resumes_after_its_last_epoch(name, stage, ru
     resumed = run(small(name), folder=tmp_path / "killed")
     assert resumed | {"cpu_minutes": 0} == reference | {"cpu_minutes": 0}
     assert steps == all_steps[all_steps.index(stage) + 5 :]
-    models = (tmp_path / folder / "state/ssl/stripes/method-12-0/model.pt" for folder in ("reference", "killed"))
-    assert_close(*(load_state(path)["model"] for path in models), rtol=0, atol=0)
+    models = (tmp_path / folder / "state/ssl/stripes/method-12-0" / MODEL for folder in ("reference", "killed"))
+    assert_close(*(load(path).state_dict() for path in models), rtol=0, atol=0)
 
 
 def test_a_comparison_holds_every_method_and_variants_with_100_labels_once_and_no_trial():

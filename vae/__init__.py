@@ -3,10 +3,10 @@
 Start with `vae.objectives`: the theory of both papers on one screen.
 """
 
-from vae.checkpoint import load_model, save_model
 from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, labeled_split
 from vae.datasets import load_fashion_mnist, load_mnist
 from vae.models import VAE, AutoEncoder, SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
 from vae.recipes import M1M2Recipe, M1Recipe, M2Recipe, train_m1, train_m1m2, train_m2
+from vae.saving import load, load_pretrained
 from vae.training import fit

@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole: models, and runs that resume bit for bit. Nothing in them is ever executed."""
+"""Files that a kill leaves whole, and runs that resume from them bit for bit. Nothing in them is ever executed."""
 
 import os
 import zipfile
@@ -55,27 +55,6 @@ def load_state(path):
     return state
 
 
-def save_model(model, path):
-    """Write the parameters of `model` to `path`, atomically."""
-    save_state({"model": model.state_dict()}, path)
-
-
-def load_model(model, path):
-    """Load the parameters that `save_model` or `fit` wrote to `path` into `model`, and return it in evaluation mode.
-
-    Raises ValueError for a file of another architecture, or none of theirs, FileNotFoundError where there is none.
-    """
-    _load_parameters(model, load_state(path), path)
-    return model.eval()
-
-
-def _load_parameters(model, state, path):
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} was saved from another architecture: {error}") from error
-
-
 class Run:
     """All that decides how training goes on, to be saved and restored: parameters, optimizer, schedule, generators.
 
@@ -109,7 +88,10 @@ class Run:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
             )
-        _load_parameters(self.model, state, path)
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} was saved from another architecture: {error}") from error
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"])

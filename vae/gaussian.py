@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from vae.distributions import diagonal_normal
-from vae.networks import Decoder
+from vae.networks import MLP, Decoder
 
 
 class GaussianDecoder(Decoder):
@@ -45,8 +45,8 @@ class DiagonalGaussianDecoder(GaussianDecoder):
     no number in [0, 1] varies by more than 1/2.
     """
 
-    def __init__(self, *sizes, scale_limits=None, **options):
-        super().__init__(*sizes, **options)
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, scale_limits=None):
+        super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
         self.scale_limits = scale_limits
 
     def num_scales(self):
@@ -62,8 +62,8 @@ class DiagonalGaussianDecoder(GaussianDecoder):
 class SharedGaussianDecoder(GaussianDecoder):
     """One scale for everything: a learned parameter, or the number `fixed_scale`; 1 is the squared error."""
 
-    def __init__(self, *sizes, fixed_scale=None, **options):
-        super().__init__(*sizes, **options)
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, fixed_scale=None):
+        super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
         if fixed_scale is None:
             self.log_scale = nn.Parameter(torch.zeros(()))
         self.fixed_scale = fixed_scale
@@ -100,13 +100,13 @@ class OptimalGaussianDecoder(SharedGaussianDecoder):
     of all labels, likely or not, and give each way of summing another value.
     """
 
-    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, **options):
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP):
         if num_classes:
             raise ValueError(
                 f"num_classes = {num_classes}: a scale in closed form would pool the errors of all labels, likely or "
                 "not; where labels are summed over, take SharedGaussianDecoder, which learns its one scale"
             )
-        super().__init__(z_dim, x_shape, hidden_dims, fixed_scale=1.0, **options)
+        super().__init__(z_dim, x_shape, hidden_dims, network=network, fixed_scale=1.0)
         self.register_buffer("mean_square", torch.ones(()))
 
     def forward(self, z, y=None):

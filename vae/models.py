@@ -5,12 +5,12 @@ A model ties networks together, bounds and samples; what it maximizes, and the p
 """
 
 import torch
-from torch import nn
 from torch.distributions import Categorical, MultivariateNormal
 
 from vae import objectives
 from vae.distributions import diagonal_normal
 from vae.marginalization import marginalize
+from vae.saving import Module
 
 
 def check_batch(x, model):
@@ -40,7 +40,7 @@ def draw(likelihood, mean):
     return likelihood.mean if mean else likelihood.sample()
 
 
-class AutoEncoder(nn.Module):
+class AutoEncoder(Module):
     """Encode to a point, decode, compare: no prior, no posterior, hence no bound on log p(x)."""
 
     def __init__(self, encoder, decoder):
@@ -71,7 +71,7 @@ class AutoEncoder(nn.Module):
         return draw(self.decoder(self.codes.sample((num,))), mean)
 
 
-class _LatentVariableModel(nn.Module):
+class _LatentVariableModel(Module):
     """What M1 and M2 share: an encoder, a decoder, and the prior p(z) = Normal(0, I) between them."""
 
     def __init__(self, encoder, decoder):

@@ -7,8 +7,8 @@ Shapes: B batch, K classes, X one example's shape, Z latents; … stands for any
   (…, *out_shape) in float32 or float64, whatever the autocast. With `num_classes` it also takes whole numbers y that
   broadcast against the leading dimensions: (B,), a label for each example; (K, 1), all labels for each; (L, B), L
   labels for each, of its own. An encoder's or a classifier's network has its last linear layer in `output`; one with
-  labels has `label_embedding`, an nn.Embedding, or None; `add_label_embedding` is for skips. `MLP` is one, `vae.conv`
-  has two more. Encoders, decoders and classifiers hold theirs in `network`.
+  labels has `label_embedding`, an nn.Embedding, or None. `MLP` is one, `vae.conv` has two more. Encoders, decoders and
+  classifiers hold theirs in `network`. All are `vae.saving.Module`s, so that a file can say how to make them again.
 - An *encoder* maps x (…, *X), and y, to q(z|x) or q(z|x, y): event shape (Z,), batch shape (…), in `x_shape`, `z_dim`.
 - A *decoder* maps z (…, Z), and y, to a likelihood of event shape X and batch shape (…); an example's density must
   depend on its own z and y alone. `check(x)` raises ValueError for values that it has no density for.
@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent
 
 from vae.distributions import ContinuousBernoulli, IndependentBernoulli, check_pixels, diagonal_normal
+from vae.saving import Module
 
 
 def as_shape(size):
@@ -30,7 +31,7 @@ def as_shape(size):
     return (size,) if isinstance(size, int) else tuple(size)
 
 
-class MLP(nn.Module):
+class MLP(Module):
     """Fully connected layers, `activation` between them; a label y, if any, adds its embedding to the first layer.
 
     The embedding is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
@@ -60,13 +61,8 @@ class MLP(nn.Module):
         output = output.to(torch.promote_types(output.dtype, torch.float32))  # densities need more than bfloat16
         return output.unflatten(-1, self.out_shape)
 
-    def add_label_embedding(self, num_classes):
-        """Let a trained network take labels from now on, through embeddings of 0: its function is as it was."""
-        zeros = self.input.weight.new_zeros(num_classes, self.input.out_features)
-        self.label_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
 
-
-class Encoder(nn.Module):
+class Encoder(Module):
     """The approximate posterior q(z|x), or q(z|x, y) with `num_classes`: a diagonal Normal."""
 
     def __init__(self, x_shape, z_dim, hidden_dims, num_classes=0, network=MLP):
@@ -80,7 +76,7 @@ class Encoder(nn.Module):
         return diagonal_normal(mean, log_scale.exp())
 
 
-class Classifier(nn.Module):
+class Classifier(Module):
     """q(y|x): a Categorical over K classes."""
 
     def __init__(self, x_shape, num_classes, hidden_dims, network=MLP):
@@ -97,7 +93,7 @@ class Classifier(nn.Module):
         return self(x).logits.argmax(-1)
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """The likelihood p(x|z), or p(x|y, z) with `num_classes`: a subclass says which in `forward(z, y=None)`.
 
     Its network's outputs have the shape of x, and `num_scales()` more in the first dimension.

@@ -15,7 +15,7 @@ from vae import objectives
 from vae.evaluation import active_latents
 from vae.gaussian import DiagonalGaussianDecoder
 from vae.marginalization import marginalize_topk
-from vae.models import ConditionalVAE, SemiSupervisedVAE
+from vae.models import VAE, ConditionalVAE, SemiSupervisedVAE
 from vae.networks import Classifier, Encoder
 from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
 from vae.training import fit
@@ -127,8 +127,8 @@ def _labels_stage(name, epochs, lr, classifier, linear_probe, batches):
 class M2Recipe(Recipe):
     """M2 in stages, so that y means the class before the bound of unlabeled images can move it.
 
-    First the classifier learns the labels: all of it, or with `linear_probe` its last layer alone, as is right after
-    `start_from_encoder`. Then it is frozen, and encoder and decoder learn from its guesses. Then all learn together.
+    First the classifier learns the labels: all of it, or with `linear_probe` its last layer alone, as is right for one
+    of `classifier_from_encoder`. Then it is frozen, and encoder and decoder learn from its guesses. Then all learn.
     """
 
     label_epochs: int = 2
@@ -202,10 +202,18 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
 
 
 def classifier_from_encoder(encoder, num_classes):
-    """Return a Classifier with a copy of a trained encoder's network, whose last layer is new."""
-    network = copy.deepcopy(encoder.network)
-    network.output, network.out_shape = nn.Linear(network.output.in_features, num_classes), (num_classes,)
-    return Classifier(encoder.x_shape, num_classes, (), network=lambda *sizes: network)
+    """Return a Classifier that starts with the layers of a trained encoder; the last one is new."""
+    made_with = encoder.arguments
+    classifier = Classifier(encoder.x_shape, num_classes, made_with["hidden_dims"], made_with["network"])
+    return _like(classifier, encoder, but="network.output")
+
+
+def _like(module, trained, but):
+    """Return the new `module` with the parameters of a trained one, but for those that start with `but`."""
+    state = {name: value for name, value in trained.state_dict().items() if not name.startswith(but)}
+    missing, _ = module.load_state_dict(state, strict=False)
+    assert all(name.startswith(but) for name in missing)
+    return module.to(next(trained.parameters()).device)
 
 
 def init_parameters(module, scale):
@@ -245,9 +253,11 @@ def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, dec
 def add_skips(stacked, classifier):
     """Return M1+M2 with skips, made of the networks of an M1+M2 and a Classifier of images.
 
-    M1's decoder takes the label from now on, in an embedding that starts at 0, so that M1 is what it was.
+    M1's decoder takes the label from now on, through embeddings that start at 0, so that M1 is what it was.
     """
-    m1, m2 = stacked.m1, stacked.m2
-    m1.decoder.network.add_label_embedding(m2.num_classes)
+    m1, m2, embedding = stacked.m1, stacked.m2, "network.label_embedding"
+    decoder = _like(m1.decoder.again(num_classes=m2.num_classes), m1.decoder, but=embedding)
+    nn.init.zeros_(decoder.network.label_embedding.weight)
     without_classifier = ConditionalVAE(m2.encoder, m2.decoder, m2.num_classes, m2.label_prior.probs)
-    return SkipSemiSupervisedVAE(m1, without_classifier, stacked.active, classifier).to(stacked.active.device)
+    model = SkipSemiSupervisedVAE(VAE(m1.encoder, decoder), without_classifier, stacked.active, classifier)
+    return model.to(stacked.active.device)

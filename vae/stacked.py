@@ -4,14 +4,14 @@ Shapes: B batch, K classes, X one image's shape, Z latents of M1, A of them acti
 """
 
 import torch
-from torch import nn
 
 from vae import objectives
 from vae.marginalization import marginalize
 from vae.models import check_batch, check_labels, draw
+from vae.saving import Module
 
 
-class _OnM1(nn.Module):
+class _OnM1(Module):
     """`m2` describes the latents z1 of `m1`, those with the indices `active` (A,); the others keep M1's prior."""
 
     def __init__(self, m1, m2, active):

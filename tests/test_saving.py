@@ -1,0 +1,181 @@
+"""Models in one file: what comes back, from what, and what is refused."""
+
+import json
+import random
+import re
+from functools import partial
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from experiments.m1 import DECODERS
+from vae import saving
+from vae.conv import ConvNet, DeconvNet
+from vae.data import binarize
+from vae.datasets import load_mnist
+from vae.evaluation import error_rate, evaluate_mean
+from vae.models import VAE, AutoEncoder, ConditionalVAE, SemiSupervisedVAE
+from vae.networks import MLP, BernoulliDecoder, Classifier, Decoder, Encoder
+from vae.recipes import add_skips, build_m1m2, classifier_from_encoder
+from vae.saving import load, load_pretrained
+
+SHAPE, IMAGES = (1, 6, 6), torch.rand(20, 1, 6, 6)
+SILU = partial(MLP, activation=nn.SiLU)
+
+
+class Sharper(BernoulliDecoder):
+    """A decoder of one's own."""
+
+    def forward(self, z, y=None):
+        return type(super().forward(z, y))(2 * self.network(z, y), len(self.x_shape))
+
+
+def m1(network=MLP, decoder=BernoulliDecoder):
+    torch.manual_seed(0)
+    return VAE(Encoder(SHAPE, 3, (8, 7), network=network), decoder(3, SHAPE, [7], network=network))
+
+
+def m2(network=MLP, decoder_network=MLP, prior=None):
+    torch.manual_seed(0)
+    encoder, classifier = Encoder(SHAPE, 3, (8,), 4, network), Classifier(SHAPE, 4, (9,), network)
+    return SemiSupervisedVAE(encoder, BernoulliDecoder(3, SHAPE, (7,), 4, decoder_network), classifier, prior)
+
+
+def m1m2(skips):
+    first = m1(SILU)
+    first.encoder.network.output.weight.data *= 30
+    first.encoder.network.output.weight.data[1] = 0  # the second of three latents says nothing
+    stacked = build_m1m2(first, IMAGES, 4, 2, (5,), init_scale=0.5)
+    return add_skips(stacked, classifier_from_encoder(first.encoder, 4)) if skips else stacked
+
+
+MODELS = {
+    "an auto-encoder": lambda: AutoEncoder(MLP(SHAPE, (8,), 2), BernoulliDecoder(2, SHAPE, (7,))),
+    "M1, SiLU": partial(m1, SILU),
+    "M1, a decoder of one's own": lambda: m1(decoder=Sharper),
+    "M2": partial(m2, prior=[0.1, 0.2, 0.3, 0.4]),
+    "M2, convolutional": partial(m2, partial(ConvNet, channels=(2, 3)), partial(DeconvNet, channels=(3,))),
+    "M2 without a classifier": lambda: ConditionalVAE(m2().encoder, m2().decoder, 4),
+    "M1+M2": partial(m1m2, False),
+    "M1+M2 with skips": partial(m1m2, True),
+}
+MODELS |= {f"M1, {name}": partial(m1, decoder=decoder) for name, decoder in DECODERS.items()}
+
+
+def outputs(model):
+    """Something that every part of the model takes part in."""
+    torch.manual_seed(0)
+    model.eval()
+    with torch.no_grad():
+        if isinstance(model, AutoEncoder):
+            return model.reconstruct(IMAGES)
+        y = torch.arange(20) % 4
+        bounds = [model.elbo(IMAGES)] if isinstance(model, VAE) else [model.labeled_elbo(IMAGES, y)]
+        if hasattr(model, "label_posterior"):
+            bounds += [model.unlabeled_elbo(IMAGES), model.label_posterior(IMAGES).logits]
+        return [*bounds, model.sample(5)]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_a_model_comes_back_with_its_architecture_and_what_is_known_of_it(make, tmp_path):
+    model, path = make(), tmp_path / "new" / "model.safetensors"
+    model.save(path, test_error=3.5, settings={"epochs": 9, "data": None})
+    again = load(path)
+    assert type(again) is type(model)
+    assert not any(module.training for module in again.modules())
+    assert_close(outputs(again), outputs(model), rtol=0, atol=0)
+    assert again.about == {"test_error": 3.5, "settings": {"epochs": 9, "data": None}}
+    assert all(p.requires_grad for p in again.parameters())
+    again.save(path)  # what was loaded can be saved
+    assert_close(outputs(load(path)), outputs(model), rtol=0, atol=0)
+
+
+def test_half_precision_is_rounded_and_comes_back_as_float32_and_double_as_it_is(tmp_path):
+    path, model = tmp_path / "model.safetensors", m1m2(False)
+    model.save(path, dtype=torch.float16)
+    for old, new in zip(model.state_dict().values(), load(path).state_dict().values(), strict=True):
+        assert new.dtype == old.dtype
+        assert torch.equal(new, old.half().float() if old.is_floating_point() else old)
+    m1().double().save(path)
+    assert {p.dtype for p in load(path).parameters()} == {torch.float64}
+
+
+def test_an_architecture_that_no_file_can_say_is_refused_before_anything_is_written(tmp_path):
+    for factory in (lambda *sizes: MLP(*sizes), partial(MLP, activation=lambda: nn.ReLU())):
+        with pytest.raises(TypeError, match=r"cannot say how to make <function.*plain values"):
+            m1(factory).save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_refused_with_its_path_and_no_flipped_bit_goes_unseen(tmp_path):
+    path, model, rng = tmp_path / "model.safetensors", m1(), random.Random(0)
+    model.save(path, test_error=3.5)
+    content, expected = path.read_bytes(), outputs(model)
+    damages = [b"", content[:100], content[:-1], content + b"1", b"\x80\x02}q\x00.", b"{}"]
+    for place in [8 * len(content) - 1, *(rng.randrange(8 * len(content)) for _ in range(200))]:
+        damages.append(
+            content[: place // 8] + bytes([content[place // 8] ^ 1 << place % 8]) + content[place // 8 + 1 :]
+        )
+    refused = 0
+    for damage in damages:
+        path.write_bytes(damage)
+        try:
+            assert_close(outputs(load(path)), expected, rtol=0, atol=0)
+        except ValueError as error:
+            assert re.match(rf"{re.escape(str(path))} is not a readable model .*again", str(error), re.DOTALL)
+            refused += 1
+    assert refused > 0.9 * len(damages)  # a flip in what is known of it, or in a space, changes no parameter
+
+
+def test_nothing_but_modules_and_activations_is_made(tmp_path):
+    path = tmp_path / "model.safetensors"
+    m1().save(path)
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in ("system", "Unfold", "Linear", "Strange"):
+        architecture = json.loads(header["architecture"])
+        architecture["with"]["encoder"]["with"]["network"] = {"class": name, "with": {}}
+        save_file(tensors, path, header | {"architecture": json.dumps(architecture)})
+        with pytest.raises(ValueError, match=f"called '{name}'; import what defines it"):
+            load(path)
+    save_file(tensors, path)  # without a header of ours
+    with pytest.raises(ValueError, match="is not a readable model"):
+        load(path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none")
+
+
+def test_a_network_made_again_differs_in_what_is_said_and_learns_on_its_own():
+    decoder = Decoder(3, SHAPE, (8, 7), network=SILU)
+    other = decoder.again(num_classes=4)
+    assert other.network.label_embedding.num_embeddings == 4
+    assert [type(layer) for layer in other.network.hidden] == [type(layer) for layer in decoder.network.hidden]
+    assert not torch.equal(other.network.input.weight, decoder.network.input.weight)
+
+
+NAMES = sorted(path.stem for path in saving.WEIGHTS.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.full_mnist
+def test_a_pretrained_model_repeats_what_its_file_says_of_the_test_images(name):
+    model, mnist = load_pretrained(name), load_mnist()
+    images, labels = mnist.part("test")
+    if "test_error" in model.about:
+        assert round(error_rate(model.classify, images, labels), 2) == model.about["test_error"]
+    else:
+        torch.manual_seed(0)
+        x = binarize(images, torch.Generator().manual_seed(0))
+        bound = evaluate_mean(*((model.elbo, x) if isinstance(model, VAE) else (model.labeled_elbo, x, labels)))
+        assert bound == pytest.approx(model.about["test_bound"], abs=0.1)
+    assert model.about["data_checksum"] == mnist.checksum
+    assert model.about["license"]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="no model is called 'm3'; there are " + ", ".join(NAMES)):
+        load_pretrained("m3")
