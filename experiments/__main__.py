@@ -50,6 +50,8 @@ def parse(arguments):
     command("table", "write the comparison's table into the README, and its figure")
     notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures")
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
+    command("weights", "write the models that come with the package, in half precision, from what is trained")
+    command("page", "write docs/index.html from the models that come with the package")
     bench = command("bench", "throughput, memory and distance from the machine's limit, beside pythae and Pyro")
     bench.add_argument("--only", nargs="+", help="measure only these, and write nothing")
     return parser.parse_args(arguments)
@@ -79,6 +81,14 @@ def run(options):
         from experiments import execute
 
         execute.run(options.paths)
+    elif options.command == "weights":
+        from experiments import weights
+
+        weights.write()
+    elif options.command == "page":
+        from experiments import page
+
+        page.write()
     else:
         from experiments.bench.run import bench
 

@@ -11,6 +11,7 @@ from IPython.display import Image, display
 from experiments.runner import SMOKE
 from vae.checkpoint import atomic_path
 from vae.datasets import DataNotFoundError, embedded_mnist, load_mnist
+from vae.saving import load_pretrained
 
 
 class Workspace:
@@ -19,10 +20,11 @@ class Workspace:
     With VAE_SMOKE=1, `count` picks the small number and the data are the embedded images; without MNIST, the counts are
     full and the data embedded. Either way figures go to `preview/`, and say so in their titles. `models` is where
     trained models stay: a finished one is taken as it is, an unfinished one resumed. A smoke run has an empty one.
+    With `stored`, models that come with the package take their place.
     """
 
-    def __init__(self):
-        self.smoke = SMOKE
+    def __init__(self, stored=False):
+        self.smoke, self.stored = SMOKE, stored
         self.mnist, complete = (embedded_mnist(), False) if SMOKE else _mnist_or_embedded()
         self.note = "" if complete else "PREVIEW: 5,000 embedded images, not the full MNIST"
         self.folder = Path("preview/smoke" if SMOKE else "_images" if complete else "preview")
@@ -35,24 +37,29 @@ class Workspace:
         """Return `full`, or `smoke` in a smoke run."""
         return smoke if self.smoke else full
 
-    def config(self, config):
-        """Return the configuration of an experiment; in a smoke run, a short one."""
-        return config.smoke() if self.smoke else config
+    def trained(self, name, train):
+        """Return a model and its history: what `train()` returns, kept in `models`, or what comes with the package."""
+        if self.stored:
+            model = load_pretrained(name).to(self.mnist.test_labels.device)
+            return model, model.about["history"]
+        model, history = train()
+        model.save(self.models / f"{name}.safetensors", history=history)
+        return model, history
 
     def save(self, figure, name):
         """Write `figure` to this run's folder and close it; returns the bytes of the PNG."""
         return self._write(self._render(figure), name)
 
-    def show(self, figure, save_as=None):
-        """Show `figure` below the cell, and write the same bytes to this run's folder under the name `save_as`."""
-        display(Image(self.save(figure, save_as) if save_as else self._render(figure)))
+    def show(self, figure, alt, save_as=None):
+        """Show `figure` below the cell, `alt` for who cannot see it, and write it to this run's folder as `save_as`."""
+        display(Image(self.save(figure, save_as) if save_as else self._render(figure), alt=alt))
 
-    def show_animation(self, figures, save_as, milliseconds=100):
-        """Show figures of one size in turn, over and over, as a GIF, and write the same bytes to this run's folder."""
-        first, *others = (PIL.Image.open(io.BytesIO(self._render(figure))) for figure in figures)
-        gif = io.BytesIO()
-        first.save(gif, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
-        display(Image(self._write(gif.getvalue(), save_as), format="gif"))
+    def show_animation(self, figures, alt, save_as, milliseconds=100):
+        """Show figures of one size in turn, over and over, as an animated PNG, written and described as in `show`."""
+        first, *others = (PIL.Image.open(io.BytesIO(self._render(figure))).convert("L") for figure in figures)
+        animation = io.BytesIO()
+        first.save(animation, "PNG", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        display(Image(self._write(animation.getvalue(), save_as), alt=alt))
 
     def _write(self, content, name):
         with atomic_path(self.folder / name) as partial:

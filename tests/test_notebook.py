@@ -9,12 +9,15 @@ import numpy as np
 import PIL.Image
 import pytest
 from matplotlib import pyplot as plt
+from torch.testing import assert_close
 
 from experiments import execute, notebook
-from experiments.methods import METHODS
 from experiments.notebook import Workspace
 from experiments.runner import UserError
+from vae import saving
+from vae.networks import MLP
 from vae.plotting import curves
+from vae.saving import load
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +58,13 @@ def test_only_a_full_run_on_the_full_mnist_writes_to_images(
     if complete:
         write_mnist(tmp_path / "data")
     before, workspace, shown = files(), Workspace(), figure()
-    workspace.show(shown, save_as="curves.png")
+    workspace.show(shown, "two curves", save_as="curves.png")
     preview, said = smoke or not complete, capsys.readouterr().out
     assert files() == sorted([*before, f"{folder}/curves.png"])
     assert ("PREVIEW" in shown.get_suptitle()) == says_preview(f"{folder}/curves.png") == preview
     assert len(workspace.mnist.test_images) == (500 if preview else 3)
     assert ("GOING ON WITH A PREVIEW" in said) == ("t10k-labels-idx1-ubyte" in said) == (not complete)
     assert workspace.count(100, 2) == (2 if smoke else 100)
-    assert workspace.config(METHODS["m2"]) == (METHODS["m2"].smoke() if smoke else METHODS["m2"])
     assert workspace.models.name.startswith(models) if smoke else str(workspace.models) == models
     assert not workspace.models.exists() or os.listdir(workspace.models) == []
     assert len(offline) == (not complete)
@@ -76,11 +78,12 @@ def test_damaged_mnist_stops_the_run(tmp_path, write_mnist):
 
 def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time(displayed):
     workspace = Workspace()
-    workspace.show(figure())
+    workspace.show(figure(), "two curves")
     assert files() == []  # saved only on request
-    workspace.show(figure(), save_as="curves.png")
+    workspace.show(figure(), "two curves", save_as="curves.png")
     saved = Path("preview/curves.png").read_bytes()
     assert [image.data for image in displayed] == [saved] * 2
+    assert [image._repr_mimebundle_()[1] for image in displayed] == [{"image/png": {"alt": "two curves"}}] * 2
     assert PIL.Image.open(io.BytesIO(saved)).format == "PNG"
     assert not plt.get_fignums()
 
@@ -88,18 +91,30 @@ def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time(displayed):
 def test_an_animation_holds_its_figures_in_turn_and_says_what_it_is_not(displayed):
     """Three figures, three frames, for ever; the notebook gets the bytes of the file; the same again."""
     for _ in range(2):
-        Workspace().show_animation([figure(last) for last in (1, 2, 3)], save_as="flight.gif", milliseconds=70)
-    content = Path("preview/flight.gif").read_bytes()
+        Workspace().show_animation([figure(n) for n in (1, 2, 3)], "three", save_as="flight.png", milliseconds=70)
+    content = Path("preview/flight.png").read_bytes()
     assert [image.data for image in displayed] == [content] * 2
-    assert says_preview("preview/flight.gif")
     animation, frames = PIL.Image.open(io.BytesIO(content)), set()
-    assert (animation.format, animation.n_frames, animation.info["loop"]) == ("GIF", 3, 0)
+    assert (animation.format, animation.n_frames, animation.info["loop"]) == ("PNG", 3, 0)
     for number in range(3):
         animation.seek(number)
         assert animation.info["duration"] == 70
         frames.add(animation.convert("RGB").tobytes())
     assert len(frames) == 3
     assert not plt.get_fignums()
+
+
+def test_a_trained_model_is_kept_with_its_history_and_a_stored_one_takes_its_place(monkeypatch):
+    model, workspace = MLP(2, (3,), 1), Workspace()
+    history = [{"loss": 3.0}, {"loss": 2.0}]
+    assert workspace.trained("m1", lambda: (model, history)) == (model, history)
+    kept = load(workspace.models / "m1.safetensors")
+    assert_close(kept.state_dict(), model.state_dict())
+    assert kept.about == {"history": history}
+    monkeypatch.setattr(saving, "WEIGHTS", workspace.models)
+    stored, its_history = Workspace(stored=True).trained("m1", lambda: 1 / 0)
+    assert_close(stored.state_dict(), model.state_dict())
+    assert its_history == history
 
 
 def write(source):

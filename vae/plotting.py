@@ -27,7 +27,8 @@ def latent_grid(n, limit=None):
 
 def tile(images, columns):
     """Return one picture of images (N, H, W), (N, 1, H, W) or (N, 3, H, W), laid out row by row."""
-    images = images.cpu().unsqueeze(1) if images.dim() == 3 else images.cpu()
+    images = images.detach().cpu()
+    images = images.unsqueeze(1) if images.dim() == 3 else images
     _, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(-1, columns, height, width, channels)  # (rows, columns, H, W, C)
     picture = rows.transpose(1, 2).reshape(-1, columns * width, channels)

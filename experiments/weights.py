@@ -1,0 +1,49 @@
+"""The models that come with the package, from what `make figures` and the comparison have trained.
+
+Each is stored in half precision, and its error, or bound, is that of the stored numbers.
+"""
+
+from pathlib import Path
+
+import torch
+
+from experiments.runner import MODEL, STATE, UserError, load_data
+from vae.data import binarize
+from vae.evaluation import error_rate, evaluate_mean
+from vae.models import VAE
+from vae.saving import WEIGHTS, load
+
+NOTEBOOKS = STATE / "notebooks"
+SOURCES = {
+    "m1-2d": NOTEBOOKS / "m1-2d.safetensors",
+    "m2-2d": NOTEBOOKS / "m2-2d.safetensors",
+    "m2-naive": NOTEBOOKS / "m2-naive.safetensors",
+    "m2-100": NOTEBOOKS / "m2-100.safetensors",
+    "m1m2-100": STATE / "ssl/mnist/m1m2-100-0" / MODEL,
+}
+
+
+def measure(model, data):
+    """Return the test error in %, or the test bound in nats of a model that does not classify."""
+    images, labels = data.part("test")
+    if hasattr(model, "classify"):
+        return {"test_error": round(error_rate(model.classify, images, labels), 2)}
+    torch.manual_seed(0)
+    x = binarize(images, torch.Generator().manual_seed(0))
+    bound, rows = (model.elbo, (x,)) if isinstance(model, VAE) else (model.labeled_elbo, (x, labels))
+    return {"test_bound": round(evaluate_mean(bound, *rows), 2)}
+
+
+def write(folder=WEIGHTS):
+    """Write all of them to `folder`. UserError, with the command that trains it, where one is not trained yet."""
+    for name, path in SOURCES.items():
+        if not path.exists():
+            command = "make figures" if path.parent == NOTEBOOKS else "python -m experiments ssl --methods m1m2"
+            raise UserError(f"{name} is not trained yet: there is no {path}; run {command} first")
+    data = load_data("mnist")
+    for name, path in SOURCES.items():
+        trained, target = load(path), Path(folder) / f"{name}.safetensors"
+        trained.save(target, dtype=torch.float16)
+        stored, known = load(target), {"data": data.name, "data_checksum": data.checksum, "license": "MIT"}
+        stored.save(target, dtype=torch.float16, **trained.about, **known, **measure(stored, data))
+        print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, {load(target).about}"[:200])
