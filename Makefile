@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT = 1000
 export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TRIM_THRESHOLD_ = 1000000000
 
-.PHONY: figures table experiments bench test lock clean
+.PHONY: figures table experiments bench weights test browser-test lock clean
 
 figures: .venv/installed
 	$(BIN)/python -m experiments notebooks $(NOTEBOOKS)
@@ -21,6 +21,10 @@ table: .venv/installed
 experiments: .venv/installed
 	$(BIN)/python -m experiments m1
 
+weights: .venv/installed
+	$(BIN)/python -m experiments weights
+	$(BIN)/python -m experiments page
+
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
@@ -31,6 +35,10 @@ test: .venv/installed
 	$(BIN)/ruff format --check --line-length 88 $(NOTEBOOKS)
 	$(BIN)/python -m pytest
 	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+
+browser-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 # Install what the lock file says by `pip install --requirement requirements.lock`; this refreshes it.
 lock: .venv/installed

@@ -56,9 +56,14 @@ class Task:
         return self.data.train_labels[self.labeled]
 
     def batches(self, rows, method, transform):
-        """Return batches of both kinds, made of `rows` (N, …), one for each training image."""
-        sizes = min(method.labeled_batch_size, len(self.labeled)), method.unlabeled_batch_size
+        """Return batches of both kinds, made of `rows` (N, …), one for each training image.
+
+        Where the method has no `labeled_batch_size`, an epoch goes through either kind once.
+        """
         known, unknown = rows[self.labeled], rows[self.unlabeled]
+        num_batches = max(1, len(unknown) // method.unlabeled_batch_size)
+        once = max(1, len(known) // num_batches)
+        sizes = min(method.labeled_batch_size or once, len(known)), method.unlabeled_batch_size
         return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
 
     def classifier(self, hidden_dims, from_m1, network=MLP):
@@ -168,7 +173,7 @@ class M1M2(Method):
     init_scale: float | None = 1e-3  # M2's parameters start at Normal(0, init_scale²), or where torch starts them
     decoder: str = "diagonal Gaussian"  # p(z1|y, z2), one of DECODERS
     skips: bool = False
-    labeled_batch_size: int = 1
+    labeled_batch_size: int | None = None  # with 100 labels one; or all of them in an epoch, as in the authors' code
     unlabeled_batch_size: int = 499
     recipe: M1M2Recipe = M1M2Recipe()
 

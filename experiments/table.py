@@ -1,4 +1,4 @@
-"""The comparison's figure and the README's table, from the JSON files of results/ssl: python -m experiments table."""
+"""The comparison's figure and the tables of docs/few-labels.md, from results/ssl: python -m experiments table."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,7 +11,8 @@ from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
 RESULTS = Path("results/ssl/mnist")
-BEGIN, END = "<!-- begin table: make table -->", "<!-- end table -->"
+PAGE = Path("docs/few-labels.md")
+BEGIN, END = "<!-- begin {}: make table -->", "<!-- end {} -->"
 
 # Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
 PAPER = {
@@ -51,8 +52,15 @@ VARIANT_NAMES = {
     "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }
-COLORED = ("m1m2", "m1mlp", "m2", "m1svm", "m1spread", "m1knn", "mlp", "m1m2_skips", "m1m2_joint")
-METHOD_COLORS = dict(zip(COLORED, COLORS, strict=False))
+LABELS = {  # at the ends of the figure's lines
+    "mlp": "labels only",
+    "m1knn": "nearest neighbour",
+    "m1svm": "SVM",
+    "m2": "M2",
+    "m1m2": "M1+M2",
+    "m1m2_skips": "M1+M2 with skips",
+}
+LINE_COLORS = dict(zip(("m2", "m1m2", "m1m2_skips"), COLORS, strict=False))
 
 
 def spread(values):
@@ -66,7 +74,7 @@ def test_errors(results):
 
 
 def markdown(results):
-    """Return the README's table: ours with its number of splits, and the paper's, per number of labels."""
+    """Return the comparison's table: ours with its number of splits, and the paper's, per number of labels."""
     counts = sorted({n for cells in results.values() for n in cells})
     lines = ["| test error (%) | " + " | ".join(f"{n:,} labels" for n in counts) + " | CPU minutes, updates |"]
     lines.append("| --- |" + " --- |" * (len(counts) + 1))
@@ -112,44 +120,60 @@ def _error_bars(axis, errors, **appearance):
 def errors_against_labels(results):
     """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's.
 
-    The longer runs, of one number of labels only, are left to the table.
+    The longer runs, of one number of labels only, are left to the table; baselines are gray.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
-    for method, cells in ((method, cells) for method, cells in results.items() if method in METHOD_COLORS):
-        style = {"color": METHOD_COLORS[method], "linewidth": 2.5 if method in ("m2", "m1m2", "m1m2_skips") else 1.2}
-        _error_bars(axis, test_errors(cells), fmt="o-", label=NAMES[method], **style)
-        if method in PAPER:
+    for method, cells in ((method, cells) for method, cells in results.items() if method in LABELS):
+        style = {"color": LINE_COLORS.get(method, "0.6"), "linewidth": 2.2 if method in LINE_COLORS else 1}
+        errors = test_errors(cells)
+        _error_bars(axis, errors, fmt="o-", label=NAMES[method], **style)
+        last = max(errors)
+        offset = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axis.annotate(LABELS[method], (last, errors[last][0]), color=style["color"], **offset)
+        if method in PAPER and method in LINE_COLORS:
             _error_bars(axis, PAPER[method], fmt="s:", alpha=0.6, **style)
-    axis.plot([], [], "s:", color="0.5", label="the paper, same colours")
+    axis.plot([], [], "s:", color="0.4", label="the paper")
+    axis.plot([], [], "o-", color="0.4", label="ours")
+    axis.legend(handles=axis.lines[-2:], frameon=False)
     axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
     ticks = sorted({n for cells in (*results.values(), *PAPER.values()) for n in cells})
     axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
     axis.set_xticks([], minor=True)
+    axis.set_xlim(right=10_000)  # room for the names
     percent = (2, 3, 5, 10, 20, 30)
     axis.set_yticks(percent, percent)
     axis.set_yticks([], minor=True)
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", frameon=False, ncols=3, columnspacing=1)
     return figure
 
 
-def replace_table(text, table):
-    """Return `text` with what stands between the markers replaced. ValueError unless both are there, once, in order."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise ValueError(f"the text must hold {BEGIN!r} and then {END!r}, once each")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def replace_table(text, name, table):
+    """Return `text` with what stands between the markers of that name replaced.
+
+    Raises ValueError unless both are there, once, in order.
+    """
+    opening, closing = BEGIN.format(name), END.format(name)
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not (begin and end) or text.count(opening) > 1 or text.count(closing) > 1:
+        raise ValueError(f"the text must hold {opening!r} and then {closing!r}, once each")
+    return f"{before}{opening}\n{table}\n{closing}{after}"
 
 
-def write(readme=Path("README.md"), images=Path("_images")):
-    """Write the figure, and the table into the README. UserError where there is nothing to show."""
+def with_tables(text, folder=RESULTS):
+    """Return the text of the page with the tables of the results in `folder`."""
+    text = replace_table(text, "table", markdown(read_results(folder, NAMES)))
+    return replace_table(text, "variants", variants_markdown(read_results(folder, VARIANT_NAMES)))
+
+
+def write(page=PAGE, images=Path("_images")):
+    """Write the figure, and the tables into the page. UserError where there is nothing to show."""
     results = read_results(RESULTS, NAMES)
     if not results:
         raise UserError(f"there are no results in {RESULTS.absolute()}; run python -m experiments ssl first")
     figure = errors_against_labels(results)
     with atomic_path(images / "m2-error-vs-labels.png") as partial:
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-    with atomic_path(readme) as partial:
-        partial.write_text(replace_table(readme.read_text(), markdown(results)))
-    print(f"{readme} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")
+    with atomic_path(page) as partial:
+        partial.write_text(with_tables(page.read_text(), RESULTS))
+    print(f"{page} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")

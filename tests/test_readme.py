@@ -1,4 +1,4 @@
-"""The README's tables and numbers are those of the committed results, and the figure's, too."""
+"""The tables and numbers of README and pages are those of the committed results, and the figure's, too."""
 
 import json
 import re
@@ -15,6 +15,8 @@ from experiments.table import BEGIN, END, NAMES, PAPER, VARIANT_NAMES, markdown,
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in ROOT.glob("docs/*.md")}
+TABLE, VARIANTS = ((BEGIN.format(name), END.format(name)) for name in ("table", "variants"))
 
 
 @pytest.fixture
@@ -55,19 +57,21 @@ def test_tables_hold_mean_and_standard_deviation_and_number_of_splits(folder):
 
 def test_every_method_and_every_variant_has_a_name():
     assert NAMES.keys() == METHODS.keys() | {"m2_longer", "m1m2_joint_longer"}
-    assert table.METHOD_COLORS.keys() == METHODS.keys()
+    assert table.LINE_COLORS.keys() <= table.LABELS.keys() <= METHODS.keys()
     assert VARIANT_NAMES.keys() | {"m1m2_joint_longer"} == {"m2", *MORE, *UNDONE}
 
 
-def test_the_command_writes_the_table_between_its_markers_and_the_figure_of_the_same_numbers(
+def test_the_command_writes_the_tables_between_their_markers_and_the_figure_of_the_same_numbers(
     folder, tmp_path, monkeypatch
 ):
-    readme, images, results = tmp_path / "README.md", tmp_path / "_images", read_cells(folder, NAMES)
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page, images, results = tmp_path / "page.md", tmp_path / "_images", read_cells(folder, NAMES)
+    page.write_text("\n".join(["before", TABLE[0], "old", TABLE[1], "between", *VARIANTS, "after"]))
     monkeypatch.setattr(table, "RESULTS", folder)
+    variants = variants_markdown(read_cells(folder, VARIANT_NAMES))
+    expected = ["before", TABLE[0], markdown(results), TABLE[1], "between", VARIANTS[0], variants, VARIANTS[1], "after"]
     for _ in range(2):
-        table.write(readme, images)
-        assert readme.read_text() == f"before\n{BEGIN}\n{markdown(results)}\n{END}\nafter\n"
+        table.write(page, images)
+        assert page.read_text() == "\n".join(expected)
     assert (images / "m2-error-vs-labels.png").read_bytes().startswith(b"\x89PNG")
     drawn = table.errors_against_labels(results).axes[0].containers
     lines = {container.get_label(): container[0].get_xydata().tolist() for container in drawn}
@@ -75,13 +79,18 @@ def test_the_command_writes_the_table_between_its_markers_and_the_figure_of_the_
     assert (lines["M2"], bars["M2"]) == ([[100, 10], [1000, 5]], [[100, 8], [100, 12]])
     paper = [[labels, values[0]] for labels, values in PAPER["m2"].items()]
     assert paper in [container[0].get_xydata().tolist() for container in drawn]
-    for text in ("", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"):
+    begin, end = TABLE
+    for text in ("", begin, end, f"{end}{begin}", f"{begin}{end}{begin}{end}"):
         with pytest.raises(ValueError, match="once each"):
-            replace_table(text, "| new |")
+            replace_table(text, "table", "| new |")
 
 
-def test_the_table_is_that_of_the_committed_results():
-    assert replace_table(README, markdown(read_cells(ROOT / "results/ssl/mnist", NAMES))) == README
+def test_the_tables_are_those_of_the_committed_results_and_the_readme_says_the_same():
+    folder, page = ROOT / "results/ssl/mnist", PAGES["few-labels"]
+    assert table.with_tables(page, folder) == page
+    results = read_cells(folder, NAMES)
+    for method, name in (("m2_longer", "M2"), ("m1m2", "M1+M2")):
+        assert f"{name} **{table._format(table.test_errors(results[method])[100])}**" in README
 
 
 def runs(name):
@@ -103,28 +112,33 @@ def test_where_the_scale_comes_from(variance):
     results = runs(f"variance-{variance}")
     used = sorted({result["active_latents"] for result in results})
     row = f"{spread([result['test_elbo'] for result in results], 0, small=1)} ({len(results)} seeds)"
-    assert f"{row} | {f'{used[0]} … {used[-1]}' if len(used) > 1 else used[0]} |" in README.replace("**", "")
+    assert f"{row} | {f'{used[0]} … {used[-1]}' if len(used) > 1 else used[0]} |" in PAGES["decoder-variance"].replace(
+        "**", ""
+    )
+    assert variance not in ("free", "optimal") or spread([r["test_elbo"] for r in results], 0) in README
 
 
 def test_the_gap_to_the_true_density_and_the_bound_in_either_precision():
     for name in ("toy-example", "toy-iwae", "toy-pixel"):
         gaps = [result["truth"] - result["test_log_likelihood"] for result in runs(name)]
-        assert f"{spread(gaps, 3)} ({len(gaps)} seeds)" in README
+        assert f"{spread(gaps, 3)} ({len(gaps)} seeds)" in PAGES["density"]
+    assert f"**{spread([r['truth'] - r['test_log_likelihood'] for r in runs('toy-iwae')], 3)}**" in README
     for name in ("precision-fp32", "precision-bf16"):
-        assert spread([result["test_elbo"] for result in runs(name)], 2) in README
+        assert spread([result["test_elbo"] for result in runs(name)], 2) in PAGES["speed"]
 
 
 @pytest.mark.parametrize("images", ["binari[sz]ed", "gr[ae]y"])  # in either spelling
 def test_the_bound_of_the_two_dimensional_model_is_that_of_the_notebook(images):
     printed = re.search(rf"ELBO, {images} test images +-(\d+\.\d+)", (ROOT / "trainer_VAE.ipynb").read_text())[1]
-    assert re.search(rf"{images}.*\| (\*\*)?−{printed}(\*\*)? \|", README)
+    assert re.search(rf"{images}.*\| (\*\*)?−{printed}(\*\*)? \|", PAGES["density"])
 
 
 @pytest.mark.parametrize("name", ["mnist-50", "mnist-50-iwae"])
 def test_the_deep_models(name):
     (result,) = runs(name)
     log_likelihood = f"{number(-result['test_log_likelihood'], 2)} ± {number(result['standard_error'], 2)}"
-    row = next(line for line in README.splitlines() if f"**{log_likelihood}**" in line)
+    row = next(line for line in PAGES["density"].splitlines() if f"**{log_likelihood}**" in line)
+    assert name == "mnist-50" or f"**{log_likelihood}**" in README
     assert number(result["test_elbo"], 2) in row
     assert f"{result['updates']:,} updates" in row
 
@@ -135,4 +149,4 @@ def test_speed(what):
     for dtype in ("fp32", "bf16"):
         case = {"what": what, "batch": 500, "dtype": dtype, "device": "cpu", "threads": 2}
         (record,) = (r for r in bench["measurements"] if case.items() <= r.items())
-        assert f" {record['images_per_second']:,.0f} " in README
+        assert f" {record['images_per_second']:,.0f} " in PAGES["speed"]

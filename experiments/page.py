@@ -1,0 +1,90 @@
+"""The page on which one draws a digit and sees what M2 believes: docs/src, with models and images inside it.
+
+One file, which asks for nothing else. Its weights are whole numbers of 8 bits, with a scale for each output of a layer.
+"""
+
+import base64
+import copy
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from vae.checkpoint import atomic_path
+from vae.datasets import load_mnist
+from vae.saving import load_pretrained
+
+SOURCE, PAGE, NUM_CODES, EXAMPLES_PER_DIGIT = Path("docs/src"), Path("docs/index.html"), 2000, 5
+M2 = ("encoder", "decoder", "classifier")
+PARTS = {"m1-2d": ("decoder",), "m2-100": M2, "m2-naive": M2, "m2-2d": ("decoder",)}  # what the page has of each model
+
+
+def quantized(weight):
+    """Return whole numbers in −127…127 (out, in) and scales (out, 1), whose product is close to `weight`."""
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    return (weight / scale).round().to(torch.int8), scale
+
+
+def linear_layers(network):
+    """Return the linear layers of an MLP, from input to output."""
+    return [layer for layer in (network.input, *network.hidden, network.output) if isinstance(layer, torch.nn.Linear)]
+
+
+@torch.no_grad()
+def dequantized(name, model):
+    """Return a copy of `model` with the weights that the page has."""
+    model = copy.deepcopy(model)
+    for layer in (layer for part in PARTS[name] for layer in linear_layers(getattr(model, part).network)):
+        layer.weight.copy_(torch.mul(*quantized(layer.weight)))
+    return model
+
+
+def pack(header, arrays):
+    """Return a line of JSON and the arrays in gzip, which has a checksum, in base64."""
+    content = json.dumps(header).encode() + b"\n" + b"".join(array.contiguous().numpy().tobytes() for array in arrays)
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+@torch.no_grad()
+def pack_model(name, model):
+    """Return what the page has of `model`; weights are transposed, (in, out)."""
+    networks, arrays = [], []
+    for part in PARTS[name]:
+        network = getattr(model, part).network
+        layers, embedding = linear_layers(network), network.label_embedding
+        for layer in layers:
+            whole, scale = quantized(layer.weight)
+            arrays += [whole.T, scale, layer.bias]
+        arrays += [embedding.weight] if embedding else []
+        sizes = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        shape = {"sizes": sizes, "numClasses": embedding.num_embeddings if embedding else 0}
+        networks.append({"part": part, "activation": type(network.hidden[0]).__name__, **shape})
+    prior = model.label_prior.logits.tolist() if hasattr(model, "label_prior") else None
+    return pack({"networks": networks, "zDim": model.encoder.z_dim, "logLabelPrior": prior}, arrays)
+
+
+@torch.no_grad()
+def pack_images(m1, images, labels):
+    """Return codes and labels of the first test images, and pixels of some: a 0, a 1, …, a 9, another 0, …"""
+    codes = m1.encoder(images[:NUM_CODES]).mean
+    examples = torch.stack([images[labels == digit][:EXAMPLES_PER_DIGIT] for digit in range(10)], 1).flatten(0, 1)
+    header = {"numCodes": len(codes), "numExamples": len(examples)}
+    return pack(header, [codes, labels[:NUM_CODES].byte(), (255 * examples).round().byte()])
+
+
+def write(path=PAGE, models=None, data=None):
+    """Write the page, of the models that come with this package and MNIST's test images unless others are given."""
+    models, data = models or {name: load_pretrained(name) for name in PARTS}, data or load_mnist()
+    blocks = {"images": pack_images(models["m1-2d"], *data.part("test"))}
+    blocks |= {name: pack_model(name, models[name]) for name in PARTS}
+    html, css, js = ((SOURCE / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    for kind, text in (("style", css), ("script", js)):  # the policy: nothing else may run, nothing may be asked for
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        html = html.replace(f"{kind}-src 'self'", f"{kind}-src 'sha256-{digest}'")
+    scripts = [f"<script>{js}</script>"]
+    scripts += [f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks.items()]
+    html = html.replace('<link rel="stylesheet" href="page.css">', f"<style>{css}</style>")
+    with atomic_path(path) as partial:
+        partial.write_text(html.replace('<script src="page.js"></script>', "\n".join(scripts)), "utf-8")
