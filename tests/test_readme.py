@@ -107,7 +107,7 @@ def spread(values, digits, small=0):
     return f"{number(mean(values), digits)} ± {number(deviation, digits if deviation > 1 else digits + small)}"
 
 
-@pytest.mark.parametrize("variance", VARIANCES.keys() - {"undequantized"})
+@pytest.mark.parametrize("variance", sorted(VARIANCES.keys() - {"undequantized"}))
 def test_where_the_scale_comes_from(variance):
     results = runs(f"variance-{variance}")
     used = sorted({result["active_latents"] for result in results})
