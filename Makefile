@@ -33,7 +33,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff format --check --line-length 88 $(NOTEBOOKS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 browser-test: .venv/installed

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
+from experiments import weights
 from experiments.m1 import DECODERS
+from experiments.runner import UserError
 from vae import saving
 from vae.conv import ConvNet, DeconvNet
 from vae.data import binarize
@@ -155,6 +158,36 @@ def test_a_network_made_again_differs_in_what_is_said_and_learns_on_its_own():
     assert other.network.label_embedding.num_embeddings == 4
     assert [type(layer) for layer in other.network.hidden] == [type(layer) for layer in decoder.network.hidden]
     assert not torch.equal(other.network.input.weight, decoder.network.input.weight)
+
+
+def test_stored_models_are_those_that_were_trained_in_half_precision_with_their_own_error(
+    add_data, stripes, tmp_path, monkeypatch
+):
+    encoder, decoder = Encoder(stripes.x_shape, 2, (8,), 3), BernoulliDecoder(2, stripes.x_shape, (8,), 3)
+    models = {
+        "classifies": SemiSupervisedVAE(encoder, decoder, Classifier(stripes.x_shape, 3, (8,))),
+        "bounds": ConditionalVAE(encoder, decoder, 3),
+    }
+    paths = {name: tmp_path / "trained" / name for name in models}
+    monkeypatch.setattr(weights, "SOURCES", paths)
+    add_data(replace(stripes, name="mnist"))
+    models["bounds"].save(paths["bounds"])
+    with pytest.raises(UserError, match=r"classifies is not trained yet: there is no .*run "):
+        weights.write(tmp_path / "weights")
+    models["classifies"].save(paths["classifies"], history=[{"error": 9.5}])
+    weights.write(tmp_path / "weights")
+    for name, model in models.items():
+        stored = load(tmp_path / "weights" / f"{name}.safetensors")
+        assert (tmp_path / "weights" / f"{name}.safetensors").stat().st_size < paths[name].stat().st_size
+        assert torch.equal(stored.encoder.network.input.weight, model.encoder.network.input.weight.half().float())
+        assert stored.about["data_checksum"] == stripes.checksum
+        if name == "classifies":
+            assert stored.about["history"] == [{"error": 9.5}]
+            assert stored.about["test_error"] == round(error_rate(stored.classify, *stripes.part("test")), 2)
+        else:
+            x, y = stripes.part("test")
+            bound = evaluate_mean(stored.labeled_elbo, binarize(x, torch.Generator().manual_seed(0)), y)
+            assert stored.about["test_bound"] == pytest.approx(bound, abs=0.5)
 
 
 NAMES = sorted(path.stem for path in saving.WEIGHTS.glob("*.safetensors"))
