@@ -145,7 +145,7 @@ def run_job(job, results, state):
             with open(folder / "log", "a") as log, contextlib.redirect_stdout(log):
                 computed, model = job.compute(folder)
             if model is not None:
-                model.save(folder / MODEL, settings=plain(job.config))
+                model.save(folder / MODEL, settings=plain(job.config), curve=computed.get("curve"))
             result = {"name": job.name} | computed | {"settings": plain(job.config), "versions": versions()}
             write_result(result, results / f"{job.path}.json")
         for path in folder.rglob("*.pt"):

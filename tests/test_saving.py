@@ -174,7 +174,7 @@ def test_stored_models_are_those_that_were_trained_in_half_precision_with_their_
     models["bounds"].save(paths["bounds"])
     with pytest.raises(UserError, match=r"classifies is not trained yet: there is no .*run "):
         weights.write(tmp_path / "weights")
-    models["classifies"].save(paths["classifies"], history=[{"error": 9.5}])
+    models["classifies"].save(paths["classifies"], curve=[9.5])
     weights.write(tmp_path / "weights")
     for name, model in models.items():
         stored = load(tmp_path / "weights" / f"{name}.safetensors")
