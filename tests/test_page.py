@@ -32,7 +32,7 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def test_set():
+def held_out():
     return load_mnist().part("test")
 
 
@@ -58,7 +58,7 @@ def opened(browser, path):
     return Page(browser, path.as_uri())
 
 
-def close(found, expected, rtol=0.0, atol=1e-3):
+def assert_near(found, expected, rtol=0.0, atol=1e-3):
     torch.testing.assert_close(torch.as_tensor(found), expected, rtol=rtol, atol=atol)
 
 
@@ -73,8 +73,8 @@ def smooth_m2():
 
 @pytest.mark.parametrize("name", ["m2-100", "m2-naive", "smooth"])
 @torch.no_grad()
-def test_beliefs_are_those_of_pytorch(opened, models, test_set, name):
-    x, m2 = test_set[0][:100], page.dequantized("m2-100", models[name])
+def test_beliefs_are_those_of_pytorch(opened, models, held_out, name):
+    x, m2 = held_out[0][:100], page.dequantized("m2-100", models[name])
     block = json.dumps({"id": "tried", "textContent": page.pack_model("m2-100", models[name])})
     opened.run(f"void document.body.append(Object.assign(document.createElement('div'), {block}))")
     plain = "(b) => ({ ...b, pictures: b.pictures.map((p) => Array.from(p)) })"
@@ -85,9 +85,9 @@ def test_beliefs_are_those_of_pytorch(opened, models, test_set, name):
     probs, entropy = m2.label_posterior(x).probs, m2.label_posterior(x).entropy()
     expected = {"probs": probs, "bounds": bounds, "entropy": entropy, "bound": (probs * bounds).sum(1) + entropy}
     for key, values in expected.items():
-        close([b[key] for b in found], values, rtol=1e-3 if "bound" in key else 0)
+        assert_near([b[key] for b in found], values, rtol=1e-3 if "bound" in key else 0)
     pictures = m2.decoder(m2.encoder(x, m2.classify(x)).mean, ALL_LABELS).mean.flatten(2)  # (K, B, 784)
-    close([b["pictures"] for b in found], pictures.transpose(0, 1))
+    assert_near([b["pictures"] for b in found], pictures.transpose(0, 1))
     assert noise.mean().abs() < 0.4 and 0.7 < noise.std() < 1.3
 
 
@@ -98,26 +98,26 @@ def test_decoded_pixels_are_those_of_pytorch(opened, models, name, y):
     decode = f"(z) => Array.from(decoder(model, Float32Array.from(z), {label}).mean)"
     found = opened.run(f"loadModel('{name}').then((model) => {z.tolist()}.map({decode}))")
     labels = None if y is None else torch.full((100,), y)
-    close(found, page.dequantized(name, models[name]).decoder(z, labels).mean.flatten(1))
+    assert_near(found, page.dequantized(name, models[name]).decoder(z, labels).mean.flatten(1))
 
 
 @pytest.mark.parametrize("name", ["m2-100", "m2-naive"])
-def test_error_is_that_of_pytorch(opened, models, test_set, name):
-    x, y = (values[:1000] for values in test_set)
+def test_error_is_that_of_pytorch(opened, models, held_out, name):
+    x, y = (values[:1000] for values in held_out)
     found = opened.run(f"loadModel('{name}').then((m2) => images.map((x) => argmax(labelPosterior(m2, x))))", x)
     assert (torch.tensor(found) != y).sum() == (page.dequantized(name, models[name]).classify(x) != y).sum()
 
 
-def test_drawings_are_prepared_as_mnist_was(opened, test_set):
-    images = test_set[0][:100].flatten(1)
+def test_drawings_are_prepared_as_mnist_was(opened, held_out):
+    images = held_out[0][:100].flatten(1)
     tenfold = "new Float32Array(78400).map((_, i) => x[28 * Math.floor(i / 2800) + Math.floor((i % 280) / 10)])"
     found = opened.run(f"images.map((x) => Array.from(prepare({tenfold}, 280)))", images)
     assert ((torch.tensor(found) - images).abs().amax(1) < 1e-5).float().mean() > 0.9
 
 
 @torch.no_grad()
-def test_numbers_shown_are_those_of_pytorch(opened, models, test_set):
-    images, labels = test_set
+def test_numbers_shown_are_those_of_pytorch(opened, models, held_out):
+    images, labels = held_out
     x = images[labels == 3][:1]
     opened.find("[aria-label='A test image of a 3']").click()
     noise = torch.tensor([opened.run("Array.from(seededNoise(50))")])
@@ -126,9 +126,9 @@ def test_numbers_shown_are_those_of_pytorch(opened, models, test_set):
         m2 = page.dequantized(name, models[name])
         posterior, bounds = m2.label_posterior(x), m2.elbo_given_noise(x, ALL_LABELS, noise)[:, 0]
         _, probs, shown = opened.numbers("#beliefs").view(10, 3).T
-        close(probs, 100 * posterior.probs[0], atol=0.06)
-        close(shown, bounds, atol=0.1)
-        close(opened.numbers("#bound"), posterior.probs @ bounds + posterior.entropy(), atol=0.1)
+        assert_near(probs, 100 * posterior.probs[0], atol=0.06)
+        assert_near(shown, bounds, atol=0.1)
+        assert_near(opened.numbers("#bound"), posterior.probs @ bounds + posterior.entropy(), atol=0.1)
 
 
 def test_drawn_digits_are_read(opened):
@@ -150,7 +150,7 @@ def test_arrow_keys_move_the_planes(opened, plane, pictures):
     (images, start), (left, _), (up, end) = seen
     assert all(len({*three}) == 3 for three in zip(images, left, up, strict=True))
     assert len({*up}) == len(up)
-    close(end - start, torch.tensor([-0.9, 0.9]), atol=0.11)
+    assert_near(end - start, torch.tensor([-0.9, 0.9]), atol=0.11)
 
 
 def test_page_asks_for_nothing(browser, path):
@@ -176,7 +176,7 @@ def test_file_cut_short_is_told(browser, path, tmp_path, share, said):
     cut, content = tmp_path / "cut.html", path.read_bytes()
     cut.write_bytes(content[: int(share * len(content))])
     browser.get(cut.as_uri())
-    WebDriverWait(browser, 30).until(lambda browser: said in browser.find_element("id", "notice").text)
+    assert WebDriverWait(browser, 30).until(lambda browser: said in browser.find_element("id", "notice").text)
 
 
 @pytest.mark.parametrize("lacking", ["HTMLCanvasElement.prototype.getContext", "window.DecompressionStream"])
