@@ -77,7 +77,7 @@ class Task:
 class Method:
     """What all methods have: `m1` says on which M1 one builds, if it does."""
 
-    m1: M1Config | None = M1Config()
+    m1: M1Config | None = DEEP
 
     def smoke(self):
         """Return the method with at most one epoch of each stage, and ten of M1."""
@@ -130,6 +130,7 @@ class OnLatents(Method):
 class M2(Method):
     """M2 on images. With a linear probe in its first stage, the classifier has the hidden layers of M1's encoder."""
 
+    m1: M1Config | None = M1Config()
     z_dim: int = 50
     hidden_dims: tuple = (500, 500)
     classifier_dims: tuple = (500, 500)
@@ -167,7 +168,6 @@ class M2(Method):
 class M1M2(Method):
     """M2 on M1's latents; with `skips`, in the last stages the label is also at the pixels, the classifier at x."""
 
-    m1: M1Config = DEEP
     z_dim: int = 50
     hidden_dims: tuple = (500,)
     init_scale: float | None = 1e-3  # M2's parameters start at Normal(0, init_scale²), or where torch starts them

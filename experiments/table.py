@@ -54,8 +54,8 @@ VARIANT_NAMES = {
 }
 LABELS = {  # at the ends of the figure's lines
     "mlp": "labels only",
-    "m1knn": "nearest neighbour",
-    "m1svm": "SVM",
+    "m1knn": "M1 + nearest neighbour",
+    "m1svm": "M1 + SVM",
     "m2": "M2",
     "m1m2": "M1+M2",
     "m1m2_skips": "M1+M2 with skips",

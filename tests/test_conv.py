@@ -113,7 +113,7 @@ def test_a_small_m2_learns_to_tell_two_classes_of_color_images_apart_and_to_draw
         sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
         log_q = model.label_posterior(x).log_prob(y)
         bounds = model.labeled_elbo(x, y), model.unlabeled_elbo(x_unlabeled)
-        return -objectives.j_alpha(*bounds, log_q, alpha=72 * 3 * 32 * 32 / 10, **sizes)
+        return -objectives.m2_objective(*bounds, log_q, alpha=72 * 3 * 32 * 32 / 10, **sizes)
 
     fit(loss, model, batches, epochs=12, lr=1e-2)
     assert error_rate(model.classify, unseen, labels) < 2

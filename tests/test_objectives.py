@@ -14,7 +14,7 @@ from vae.objectives import (
     doubly_reparameterized_bound,
     elbo,
     importance_weighted_bound,
-    j_alpha,
+    m2_objective,
     labeled_elbo,
     unlabeled_elbo,
 )
@@ -169,10 +169,10 @@ def test_unlabeled_elbo_passes_the_entropys_gradient():
 
 
 def of_data_set(labeled, unlabeled, log_q):
-    return j_alpha(labeled, unlabeled, log_q, alpha=1.3, num_labeled=3, num_unlabeled=7)
+    return m2_objective(labeled, unlabeled, log_q, alpha=1.3, num_labeled=3, num_unlabeled=7)
 
 
-def test_j_alpha_is_the_papers_sum_over_the_data_set_per_image_with_all_its_gradients():
+def test_m2_objective_is_the_papers_sum_over_the_data_set_per_image_with_all_its_gradients():
     labeled, unlabeled, log_q = terms = [t.requires_grad_() for t in (torch.randn(3), torch.randn(7), -torch.rand(3))]
     total = sum(labeled.tolist()) + sum(unlabeled.tolist()) + 1.3 * sum(log_q.tolist()) / 3
     value = of_data_set(*terms)
@@ -181,7 +181,7 @@ def test_j_alpha_is_the_papers_sum_over_the_data_set_per_image_with_all_its_grad
         assert_close(gradient, torch.full_like(gradient, weight / 10))
 
 
-def test_j_alpha_does_not_depend_on_batch_sizes():
+def test_m2_objective_does_not_depend_on_batch_sizes():
     labeled, unlabeled, log_q = torch.randn(3), torch.randn(7), -torch.rand(3)
     value = of_data_set(labeled, unlabeled, log_q)
     assert_close(of_data_set(labeled.repeat(2), unlabeled, log_q.repeat(2)), value)

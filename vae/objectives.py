@@ -80,7 +80,7 @@ def stacked_elbo(x, posterior, likelihood, active, elbo_of_latents):
     return likelihood.log_prob(x) + elbo_of_latents - cost.sum(1)
 
 
-def j_alpha(labeled_elbo, unlabeled_elbo, log_label_posterior, *, alpha, num_labeled, num_unlabeled):
+def m2_objective(labeled_elbo, unlabeled_elbo, log_label_posterior, *, alpha, num_labeled, num_unlabeled):
     """M2: −J^α / N, the bound on the whole data set plus α E[log q(y|x)], per image   [2, eq. 8 and 9]; a scalar.
 
     J^α sums L over `num_labeled` images and U over `num_unlabeled`; here a batch of either kind stands for all of its

@@ -143,7 +143,7 @@ class M2Recipe(Recipe):
 def m2_loss(model, batches, recipe):
     """Return the loss of M2 or M1+M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9].
 
-    It is minus `objectives.j_alpha`, which is higher the better.
+    It is minus `objectives.m2_objective`, which is the higher the better.
     """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * batches.num_rows
@@ -152,7 +152,7 @@ def m2_loss(model, batches, recipe):
     def loss(batch):
         x, y, x_unlabeled = batch
         bounds = model.labeled_elbo(x, y), model.unlabeled_elbo(x_unlabeled, marginalize)
-        return -objectives.j_alpha(*bounds, model.label_posterior(x).log_prob(y), alpha=alpha, **sizes)
+        return -objectives.m2_objective(*bounds, model.label_posterior(x).log_prob(y), alpha=alpha, **sizes)
 
     return loss
 
