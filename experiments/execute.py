@@ -13,8 +13,6 @@ from experiments.notebook import Workspace
 from experiments.runner import UserError
 from vae.checkpoint import atomic_path
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
 
 class LiveClient(NotebookClient):
     """A notebook client that also prints what cells print, while they run."""
@@ -42,8 +40,6 @@ def execute(path, notebook, folder):
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         settings = {"record_timing": False, "coalesce_streams": True, "store_widget_state": False}
         LiveClient(notebook, config=config, **settings).execute()
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        output.get("data", {}).pop(WIDGET, None)  # it needs this kernel; the text beside it stays
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     with atomic_path(folder / path.name) as partial:
         nbformat.write(notebook, partial)

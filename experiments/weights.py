@@ -42,11 +42,11 @@ def write(folder=WEIGHTS):
             raise UserError(f"{name} is not trained yet: there is no {path}; run {command} first")
     data = load_data("mnist")
     for name, path in SOURCES.items():
-        trained, target = load(path), Path(folder) / f"{name}.safetensors"
-        trained.save(target, dtype=torch.float16)
-        stored, about = load(target), {"data": data.name, "data_checksum": data.checksum, "license": "MIT"}
-        about |= trained.about | measure(stored, data)
+        target = Path(folder) / f"{name}.safetensors"
+        model = load(path).half().float()  # what the file will hold
+        about = {"data": data.name, "data_checksum": data.checksum, "license": "MIT"}
+        about |= model.about | measure(model, data)
         if "curve" in about:  # of the comparison: validation errors
             about["history"] = [{"error": error} for error in about.pop("curve")]
-        stored.save(target, dtype=torch.float16, **about)
-        print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, {load(target).about}"[:200])
+        model.save(target, dtype=torch.float16, **about)
+        print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, {about}"[:200])

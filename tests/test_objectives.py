@@ -14,8 +14,8 @@ from vae.objectives import (
     doubly_reparameterized_bound,
     elbo,
     importance_weighted_bound,
-    m2_objective,
     labeled_elbo,
+    m2_objective,
     unlabeled_elbo,
 )
 
