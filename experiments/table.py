@@ -1,4 +1,4 @@
-"""The comparison's figure and the tables of docs/few-labels.md, from results/ssl: python -m experiments table."""
+"""The comparison's figure and the tables of docs/, from results/ssl: python -m experiments table."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,8 +10,7 @@ from experiments.ssl import read_results
 from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
-RESULTS = Path("results/ssl/mnist")
-PAGE = Path("docs/few-labels.md")
+RESULTS, DOCS = Path("results/ssl/mnist"), Path("docs")
 BEGIN, END = "<!-- begin {}: make table -->", "<!-- end {} -->"
 
 # Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
@@ -52,6 +51,18 @@ VARIANT_NAMES = {
     "m2_longer": NAMES["m2_longer"].removeprefix("M2, "),
     "m2_bf16": "layers in bfloat16",
 }
+TRIAL_NAMES = {
+    "m1m2_short": "**M1 of 60 epochs**",
+    "m1m2_short_relu": "– ReLU instead of SiLU",
+    "m1m2_short_no_prior": "– without the prior on M1's weights",
+    "m1m2_short_no_warm_up": "– without KL warm-up, instead of over 20 epochs",
+    "m1m2_short_10_latents": "– 10 latents instead of 50",
+    "m1m2": "**M1 of 200 epochs**",
+    "m1m2_default_start": "– M2's weights start where PyTorch starts them, not at Normal(0, 0.001²)",
+    "m1m2_no_prior": "– without the prior on M2's weights",
+    "m1m2_one_scale": "– one scale for all latents in M2's decoder, not one each",
+    "m1m2_50_labeled": "– 50 labelled and 450 unlabelled rows in a batch, not 1 and 499",
+}
 LABELS = {  # at the ends of the figure's lines
     "mlp": "labels only",
     "m1knn": "M1 + nearest neighbour",
@@ -73,8 +84,8 @@ def test_errors(results):
     return {n: spread([cell["test_error"] for cell in cells]) for n, cells in results.items()}
 
 
-def markdown(results):
-    """Return the comparison's table: ours with its number of splits, and the paper's, per number of labels."""
+def markdown(results, paper=PAPER, others=OTHERS):
+    """Return the comparison's table: ours with its number of splits, and published numbers, per number of labels."""
     counts = sorted({n for cells in results.values() for n in cells})
     lines = ["| test error (%) | " + " | ".join(f"{n:,} labels" for n in counts) + " | CPU minutes, updates |"]
     lines.append("| --- |" + " --- |" * (len(counts) + 1))
@@ -85,11 +96,11 @@ def markdown(results):
         minutes, updates = (mean(cell[key] for cell in first) for key in ("cpu_minutes", "updates"))
         cost = f"{minutes:.1f}, {updates:,.0f}" if updates else f"{minutes:.1f}"
         lines.append(f"| {NAMES[method]} | {' | '.join(entries)} | {cost} |")
-        if method in PAPER:
-            paper = [_format(PAPER[method][n]) if n in PAPER[method] else "–" for n in counts]
+        if method in paper:
+            published = [_format(paper[method][n]) if n in paper[method] else "–" for n in counts]
             name = "the paper, M1 + TSVM" if method == "m1svm" else "the paper"
-            lines.append(f"| – {name} | {' | '.join(paper)} | |")
-    for name, errors in OTHERS.items():
+            lines.append(f"| – {name} | {' | '.join(published)} | |")
+    for name, errors in others.items():
         lines.append(f"| {name} | {' | '.join(_format(errors[n]) if n in errors else '–' for n in counts)} | |")
     return "\n".join(lines)
 
@@ -104,6 +115,18 @@ def variants_markdown(results):
         same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
         minutes = mean(cell["cpu_minutes"] for cell in cells)
         lines.append(f"| {VARIANT_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def trials_markdown(results):
+    """Return the table of M1+M2 with one thing changed: `results` of the methods in `TRIAL_NAMES`, of one draw."""
+    lines = ["| M1+M2, 100 labels | M1's ELBO, active latents | bound (nats) | validation error (%) | CPU minutes |"]
+    lines.append("| --- |" + " --- |" * 4)
+    for method, by_labels in results.items():
+        [cell] = by_labels[100]
+        m1 = f"{cell['m1_valid_elbo']:.1f}, {cell['m1_active_latents']}"
+        numbers = f"{m1} | {cell['valid_bound']:.1f} | {cell['valid_error']:.2f} | {cell['cpu_minutes']:.1f}"
+        lines.append(f"| {TRIAL_NAMES[method]} | {numbers.replace('-', '−')} |")
     return "\n".join(lines)
 
 
@@ -160,20 +183,34 @@ def replace_table(text, name, table):
     return f"{before}{opening}\n{table}\n{closing}{after}"
 
 
-def with_tables(text, folder=RESULTS):
-    """Return the text of the page with the tables of the results in `folder`."""
-    text = replace_table(text, "table", markdown(read_results(folder, NAMES)))
-    return replace_table(text, "variants", variants_markdown(read_results(folder, VARIANT_NAMES)))
+def tables(folder=RESULTS):
+    """Return {page: {name: table}} of the results in `folder`, and beside it in fashion-mnist."""
+    fashion = read_results(folder.parent / "fashion-mnist", NAMES)
+    trials = read_results(folder, TRIAL_NAMES, splits=(1000,))
+    comparison, variants = markdown(read_results(folder, NAMES)), variants_markdown(read_results(folder, VARIANT_NAMES))
+    return {
+        "few-labels": {"table": comparison, "variants": variants, "fashion": markdown(fashion, {}, {})},
+        "trials": {"trials": trials_markdown(trials)},
+    }
 
 
-def write(page=PAGE, images=Path("_images")):
-    """Write the figure, and the tables into the page. UserError where there is nothing to show."""
+def with_tables(text, tables):
+    """Return the text of a page with its tables, {name: table}."""
+    for name, table in tables.items():
+        text = replace_table(text, name, table)
+    return text
+
+
+def write(docs=DOCS, images=Path("_images")):
+    """Write the figure, and the tables into their pages. UserError where there is nothing to show."""
     results = read_results(RESULTS, NAMES)
     if not results:
         raise UserError(f"there are no results in {RESULTS.absolute()}; run python -m experiments ssl first")
     figure = errors_against_labels(results)
     with atomic_path(images / "m2-error-vs-labels.png") as partial:
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-    with atomic_path(page) as partial:
-        partial.write_text(with_tables(page.read_text(), RESULTS))
-    print(f"{page} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")
+    for name, by_marker in tables(RESULTS).items():
+        page = docs / f"{name}.md"
+        with atomic_path(page) as partial:
+            partial.write_text(with_tables(page.read_text(), by_marker))
+    print(f"{docs} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")

@@ -16,7 +16,7 @@ from experiments.table import BEGIN, END, NAMES, PAPER, VARIANT_NAMES, markdown,
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.stem: path.read_text() for path in ROOT.glob("docs/*.md")}
-TABLE, VARIANTS = ((BEGIN.format(name), END.format(name)) for name in ("table", "variants"))
+MARKERS = {"few-labels": ("table", "variants", "fashion"), "trials": ("trials",)}
 
 
 @pytest.fixture
@@ -64,14 +64,18 @@ def test_every_method_and_every_variant_has_a_name():
 def test_the_command_writes_the_tables_between_their_markers_and_the_figure_of_the_same_numbers(
     folder, tmp_path, monkeypatch
 ):
-    page, images, results = tmp_path / "page.md", tmp_path / "_images", read_cells(folder, NAMES)
-    page.write_text("\n".join(["before", TABLE[0], "old", TABLE[1], "between", *VARIANTS, "after"]))
+    docs, images, results = tmp_path / "docs", tmp_path / "_images", read_cells(folder, NAMES)
+    docs.mkdir()
+    for page, names in MARKERS.items():
+        old = [line for name in names for line in (BEGIN.format(name), "old", END.format(name))]
+        (docs / f"{page}.md").write_text("\n".join(["before", *old, "after"]))
     monkeypatch.setattr(table, "RESULTS", folder)
-    variants = variants_markdown(read_cells(folder, VARIANT_NAMES))
-    expected = ["before", TABLE[0], markdown(results), TABLE[1], "between", VARIANTS[0], variants, VARIANTS[1], "after"]
     for _ in range(2):
-        table.write(page, images)
-        assert page.read_text() == "\n".join(expected)
+        table.write(docs, images)
+        for page, by_marker in table.tables(folder).items():
+            lines = [line for name, text in by_marker.items() for line in (BEGIN.format(name), text, END.format(name))]
+            assert (docs / f"{page}.md").read_text() == "\n".join(["before", *lines, "after"])
+    assert table.tables(folder)["few-labels"]["table"] == markdown(results)
     assert (images / "m2-error-vs-labels.png").read_bytes().startswith(b"\x89PNG")
     drawn = table.errors_against_labels(results).axes[0].containers
     lines = {container.get_label(): container[0].get_xydata().tolist() for container in drawn}
@@ -79,15 +83,16 @@ def test_the_command_writes_the_tables_between_their_markers_and_the_figure_of_t
     assert (lines["M2"], bars["M2"]) == ([[100, 10], [1000, 5]], [[100, 8], [100, 12]])
     paper = [[labels, values[0]] for labels, values in PAPER["m2"].items()]
     assert paper in [container[0].get_xydata().tolist() for container in drawn]
-    begin, end = TABLE
+    begin, end = BEGIN.format("table"), END.format("table")
     for text in ("", begin, end, f"{end}{begin}", f"{begin}{end}{begin}{end}"):
         with pytest.raises(ValueError, match="once each"):
             replace_table(text, "table", "| new |")
 
 
 def test_the_tables_are_those_of_the_committed_results_and_the_readme_says_the_same():
-    folder, page = ROOT / "results/ssl/mnist", PAGES["few-labels"]
-    assert table.with_tables(page, folder) == page
+    folder = ROOT / "results/ssl/mnist"
+    for page, by_marker in table.tables(folder).items():
+        assert table.with_tables(PAGES[page], by_marker) == PAGES[page]
     results = read_cells(folder, NAMES)
     for method, name in (("m2_longer", "M2"), ("m1m2", "M1+M2")):
         assert f"{name} **{table._format(table.test_errors(results[method])[100])}**" in README
