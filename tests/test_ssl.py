@@ -183,9 +183,17 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     expected = {"name": "method-12-3", "data": "stripes", "method": "method", "labels": 12, "split": 3, "seed": 3}
     expected |= {"valid_error": 100, "test_error": 0, "epochs": 2, "updates": 2 * (228 // 40), "cpu_minutes": 1.5}
     expected |= {"curve": [0, 100], "valid_bound": None, "m1_valid_elbo": None, "m1_active_latents": None}
+    expected |= {"valid_error_by_bound": None}
     expected |= {"data_checksum": data.checksum, "settings": {"m1": None, "unlabeled_batch_size": 40}}
     assert result == expected
     assert data.checksum != stripes.checksum
+
+
+def test_the_generative_side_takes_the_label_of_the_highest_bound(stripes):
+    model = SimpleNamespace(labeled_elbo=lambda x, y: -(y - 1).square() - torch.zeros(len(x)))  # highest for label 1
+    other = (stripes.valid_labels[::5] != 1).float().mean().item()
+    assert ssl._error_by_bound(model, stripes) == pytest.approx(100 * other, abs=0.01)
+    assert 0 < other < 1
 
 
 def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run, tmp_path, monkeypatch):
