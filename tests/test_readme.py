@@ -155,3 +155,11 @@ def test_speed(what):
         case = {"what": what, "batch": 500, "dtype": dtype, "device": "cpu", "threads": 2}
         (record,) = (r for r in bench["measurements"] if case.items() <= r.items())
         assert f" {record['images_per_second']:,.0f} " in PAGES["speed"]
+
+
+def test_how_cost_grows():
+    scaling = json.loads((ROOT / "results/bench.json").read_text())["scaling"]
+    for name, least in (("num_classes", 10), ("batch", 0), ("z_dim", 0), ("num_samples", 0)):
+        for record in (r for r in scaling[name] if r[name] >= least and (name != "num_classes" or r[name] != 20)):
+            assert f"| {record['images_per_second']:,.0f} |" in PAGES["scale"]
+            assert name != "num_classes" or f"| {record['peak_mib']:.0f} |" in PAGES["scale"]
