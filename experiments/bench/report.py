@@ -50,3 +50,28 @@ def throughput(records, batches):
             axis.set_title(f"{model}, batches of {batch:,}", fontsize=10)
     figure.supxlabel(f"images per second in training, {THREADS} threads; gray: the limit of each", fontsize=10)
     return figure
+
+
+ANSWERS = {"quick": "M2 in stages, quick", "m2": "M2 in stages", "plain": "plain M2", "pyro": "Pyro's tutorial"}
+GRAYS = {"plain": "0.65", "pyro": "0.45"}
+
+
+def errors_over_time(results, thresholds):
+    """Show test error against CPU minutes: a line for each draw of labels, a name at the longest of each method."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    for name, color in ({"quick": COLORS[2], "m2": COLORS[0]} | GRAYS).items():
+        curves = [result["curve"] for result in results if result["method"] == name]
+        for curve in curves:
+            axis.plot(*zip(*curve, strict=True), color=color, linewidth=1.2)
+        for minutes, error in [max(curve[-1] for curve in curves)] if curves else []:
+            axis.text(minutes, error, f" {ANSWERS[name]}", color=color, va="center")
+    for threshold in thresholds:
+        axis.axhline(threshold, color="0.5", linewidth=0.8, linestyle=":")
+    ticks = [2, *thresholds, 10, 20, 50, 90]
+    axis.set(yscale="log", xlabel="CPU minutes of training, one thread", ylabel="test error (%)")
+    axis.set_yticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+    axis.margins(x=0.2)
+    axis.set_xlim(left=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
