@@ -15,6 +15,7 @@ from experiments.__main__ import main
 from experiments.bench import answer
 from experiments.bench.limits import count_bytes, count_flops, limit_seconds, step_cost
 from experiments.bench.measure import interleave, median_ratio, peak_mib
+from experiments.bench.report import minutes_to, times_to_errors
 from experiments.bench.steps import MISSING, PEERS, Case, build_model, build_training, random_images
 from vae.data import Batches, binarize
 from vae.training import fit
@@ -179,12 +180,12 @@ def test_an_unknown_name_is_told_in_one_line_before_anything_is_measured(smoke, 
 
 def test_the_time_to_an_error_is_that_of_the_first_look_at_or_below_it():
     curve = [[1, 20], [2, 5], [3, 6], [4, 3]]
-    assert [answer.minutes_to(threshold, curve) for threshold in (20, 5, 4.9, 3, 2.9)] == [1, 2, 4, 4, math.inf]
+    assert [minutes_to(threshold, curve) for threshold in (20, 5, 4.9, 3, 2.9)] == [1, 2, 4, 4, math.inf]
 
 
-def test_the_summary_tells_the_median_draw_or_where_it_ends():
+def test_the_median_draw_is_told_or_where_it_ends():
     curves = [[[1, 4], [2, 3]], [[1, 9], [2, 4]], [[1, 9], [2, 6]]]
-    reached, missed = answer.summary([{"method": "m2", "curve": curve} for curve in curves])
+    reached, missed = times_to_errors([{"method": "m2", "curve": curve} for curve in curves], (5, 3.33))
     assert reached.startswith("m2, 5 %") and "3 draws: 2.0 minutes" in reached
     assert missed.startswith("m2, 3.33 %") and "not reached in 2.0 minutes" in missed and "4.00 %" in missed
 

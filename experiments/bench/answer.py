@@ -5,25 +5,21 @@ train to the end of their stages, a peer for so many minutes. What is trained st
 goes on. Writes results/answer.json and _images/error-vs-cpu-minutes.png; a smoke run writes to preview/smoke.
 """
 
-import math
+import importlib
 import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from itertools import accumulate, chain, repeat
-from statistics import median
+from itertools import accumulate
 
 import torch
 
 from experiments import runner
-from experiments.bench.report import errors_over_time
+from experiments.bench.report import errors_over_time, times_to_errors
 from experiments.bench.run import machine
 from experiments.methods import M2, METHODS, PLAIN
 from experiments.ssl import draw_task
 from vae.checkpoint import atomic_path
-from vae.data import SemiSupervisedBatches, binarize
 from vae.evaluation import error_rate
-from vae.marginalization import marginalize_loop
-from vae.objectives import m2_objective
 from vae.recipes import M1Recipe
 
 LABELS, THRESHOLDS = 100, (5, 3.33)  # test errors in %; the second is M1+M2's in the paper
@@ -55,13 +51,20 @@ class Run:
         return {"method": self.name, "split": self.split, "cpu_minutes": curve[-1][0], "curve": curve}, None
 
 
+RUNS = [
+    *(Run("quick", split, QUICK) for split in range(5)),
+    *(Run("m2", split, _M2) for split in range(5)),
+    *(Run("plain", split, PLAIN, minutes=4) for split in range(2)),
+    *(Run("pyro", split, minutes=4) for split in range(2)),
+]
+
+
 def staged_curve(run, folder):
     """Train M1, once for all draws, then M2; return M1's minutes plus those of M2, and the error, after each epoch."""
     data, m1_config = runner.load_data("mnist"), run.method.m1
     torch.manual_seed(m1_config.seed)
     m1, before = m1_config.train(data.train_images, runner.STATE / "answer/m1" / runner.digest(m1_config))
-    task = draw_task(data, LABELS, run.split, m1, folder)
-    test = data.part("test")
+    task, test = draw_task(data, LABELS, run.split, m1, folder), data.part("test")
     _, after, _ = run.method.train(task, lambda m2: {"test_error": error_rate(m2.classify, *test)})
     minutes = list(accumulate(epoch["cpu_seconds"] / 60 for epoch in before + after))
     return zip(minutes[len(before) :], (epoch["test_error"] for epoch in after), strict=True)
@@ -70,7 +73,8 @@ def staged_curve(run, folder):
 def peer_curve(run):
     """Train a peer, and return minutes and error at LOOKS even points of its minutes."""
     task = draw_task(runner.load_data("mnist"), LABELS, run.split)
-    update, classify = PEERS[run.name](task, run.method)
+    peer = importlib.import_module(f"experiments.bench.peer_{run.name}")
+    update, classify = peer.build_learner(task, run.method)
     seconds, curve = 0.0, []
     for look in range(1, LOOKS + 1):
         start = time.process_time() - seconds
@@ -81,69 +85,12 @@ def peer_curve(run):
     return curve
 
 
-def plain_loop(task, method):
-    """M2 as [2, equation 9] says, all of it from the first step on, labels summed one by one.
-
-    Like the other peer, it returns what makes one update, and what classifies.
-    """
-    m2, recipe = method.build(task), method.recipe
-    batches = task.batches(task.data.train_images, method, binarize)
-    stream, alpha = chain.from_iterable(repeat(batches)), recipe.alpha_per_image * batches.num_rows
-    sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
-    weight_decay = recipe.weight_prior / batches.num_rows
-    optimizer = torch.optim.Adam(m2.parameters(), lr=recipe.lr, weight_decay=weight_decay, fused=True)
-
-    def update():
-        x, y, x_unlabeled = next(stream)
-        bounds = m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, marginalize_loop)
-        loss = -m2_objective(*bounds, m2.label_posterior(x).log_prob(y), alpha=alpha, **sizes)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return update, m2.classify
-
-
-def pyro_tutorial(task, method):
-    """M2 of Pyro's tutorial; `method` is None."""
-    from experiments.bench.peer_pyro import build_tutorial
-
-    images = task.data.train_images
-    rows = images[task.labeled], task.labels, images[task.unlabeled]
-    return build_tutorial(chain.from_iterable(repeat(SemiSupervisedBatches(*rows, 100, 200, task.generator))))
-
-
-PEERS = {"plain": plain_loop, "pyro": pyro_tutorial}
-RUNS = [
-    *(Run("quick", split, QUICK) for split in range(5)),
-    *(Run("m2", split, _M2) for split in range(5)),
-    *(Run("plain", split, PLAIN, minutes=4) for split in range(2)),
-    *(Run("pyro", split, minutes=4) for split in range(2)),
-]
-
-
-def minutes_to(threshold, curve):
-    """Return the CPU minutes after which the error is first at most `threshold`, infinity if it never is."""
-    return min((minutes for minutes, error in curve if error <= threshold), default=math.inf)
-
-
-def summary(results):
-    """Return, for each method, its median minutes to each threshold over its draws, or where it is at its end."""
-    lines = []
-    for name in dict.fromkeys(result["method"] for result in results):
-        curves = [result["curve"] for result in results if result["method"] == name]
-        end, error = (median(curve[-1][n] for curve in curves) for n in (0, 1))
-        for threshold in THRESHOLDS:
-            minutes = median(minutes_to(threshold, curve) for curve in curves)
-            missed = f"not reached in {end:.1f} minutes, is at {error:.2f} %"
-            reached = f"{minutes:.1f} minutes" if minutes < math.inf else missed
-            lines.append(f"{name}, {threshold} %, median of {len(curves)} draws: {reached}")
-    return lines
-
-
 def answer():
     """Train what is not trained yet, print the medians, and write file and figure."""
-    runs = RUNS if find_spec("pyro") else [run for run in RUNS if run.name != "pyro"]
+    runs = RUNS
+    if not find_spec("pyro"):
+        print("LEFT OUT: Pyro is not installed; pip install '.[bench]'")
+        runs = [run for run in runs if run.name != "pyro"]
     if runner.SMOKE:
         smoked = (replace(run, method=run.method and run.method.smoke()) for run in runs if run.split == 0)
         runs = [replace(run, minutes=run.minutes and 1e-3) for run in smoked]
@@ -156,4 +103,4 @@ def answer():
     with atomic_path(runner.ROOT / "_images" / "error-vs-cpu-minutes.png") as partial:
         figure = errors_over_time(results, THRESHOLDS)
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-    print(*summary(results), sep="\n")
+    print(*times_to_errors(results, THRESHOLDS), sep="\n")
