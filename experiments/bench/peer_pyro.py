@@ -3,11 +3,15 @@
 Pyro's checks of every distribution are switched off, which makes it faster.
 """
 
+from itertools import chain, repeat
+
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
+
+from vae.data import SemiSupervisedBatches
 
 
 def network(in_dim, out_dim, activation=nn.ReLU):
@@ -64,13 +68,13 @@ def build_training(case):
 
 
 class TutorialM2(M2):
-    """The network of Pyro's tutorial on the semi-supervised VAE, and its auxiliary loss, the labels' cross-entropy.
+    """The networks of Pyro's tutorial on the semi-supervised VAE, and its auxiliary loss, the labels' cross-entropy.
 
-    From the tutorial (examples/vae/ss_vae_M2.py, https://pyro.ai/examples/ss-vae.html): layers, softplus, z of 50, the
-    hidden layers' start at Normal(0, 0.001²), gray images, Adam and its rates, batches of 200, the cross-entropy's
-    weight of 46, and its step of its own after that on the bound. Not from there: logits instead of probabilities; and
-    a step on all labels after every step without, which for the labels is more than the tutorial's share of them, with
-    100 labels one step in an epoch.
+    From the tutorial (https://pyro.ai/examples/ss-vae.html, examples/vae/ss_vae_M2.py): one hidden layer of 500 with
+    softplus, which starts at Normal(0, 0.001²), 50 latents, gray images, Adam with its rates, batches of 200, and the
+    cross-entropy's weight of 46, with a step of its own after that on the bound. Not from there: logits instead of
+    probabilities; and a step on all labels after every unlabeled batch, where the tutorial, with 100 labels, would
+    make one in an epoch.
     """
 
     def __init__(self, z_dim=50, num_classes=10):
@@ -93,8 +97,11 @@ class TutorialM2(M2):
         return self.classifier(x.flatten(1)).argmax(-1)
 
 
-def build_tutorial(batches):
-    """Return a function that makes the updates of one (x, y, x_unlabeled) of the endless `batches`, and `classify`."""
+def build_learner(task, method):
+    """Return a function that makes an update without labels and one with, and one that classifies; no `method`."""
+    images = task.data.train_images
+    rows = images[task.labeled], task.labels, images[task.unlabeled]
+    batches = chain.from_iterable(repeat(SemiSupervisedBatches(*rows, len(task.labels), 200, task.generator)))
     pyro.clear_param_store()
     m2, optimizer = TutorialM2(), pyro.optim.Adam({"lr": 0.00042, "betas": (0.9, 0.999)})
     bound = SVI(m2.model, m2.guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))

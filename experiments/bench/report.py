@@ -88,7 +88,8 @@ def errors_over_time(results, thresholds):
         name, color = ANSWERS[method]
         for curve in curves:
             axis.plot(*zip(*curve, strict=True), color=color, linewidth=1.2)
-        axis.text(*max(curve[-1] for curve in curves), f" {name}", color=color, va="center")
+        end = max(curve[-1] for curve in curves)
+        axis.annotate(name, end, (5, 0), textcoords="offset points", color=color, va="center", backgroundcolor="white")
     for threshold in thresholds:
         axis.axhline(threshold, color="0.5", linewidth=0.8, linestyle=":")
     ticks = [2, *thresholds, 10, 20, 50, 90]
