@@ -53,7 +53,9 @@ def parse(arguments):
     command("weights", "write the models that come with the package, in half precision, from what is trained")
     command("page", "write docs/index.html from the models that come with the package")
     bench = command("bench", "throughput, memory and distance from the machine's limit, beside pythae and Pyro")
-    bench.add_argument("--only", nargs="+", help="measure only these, and write nothing")
+    either = bench.add_mutually_exclusive_group()
+    either.add_argument("--only", nargs="+", help="measure only these, and write nothing")
+    either.add_argument("--answer", action="store_true", help="instead, test error against CPU minutes of training")
     return parser.parse_args(arguments)
 
 
@@ -89,6 +91,10 @@ def run(options):
         from experiments import page
 
         page.write()
+    elif options.answer:
+        from experiments.bench.answer import answer
+
+        answer()
     else:
         from experiments.bench.run import bench
 

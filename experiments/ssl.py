@@ -15,20 +15,26 @@ LABELS = (100, 600, 1000, 3000)
 SPLITS = range(5)  # split s draws its labels with seed s; settings were chosen on that of seed 1000
 
 
-def compare(data, method, labels, split, config, m1, folder):
-    """Train a method on one draw of labels, and return the errors in %, and the model."""
-    data_set = load_data(data)
+def draw_task(data_set, labels, split, m1=None, folder=None):
+    """Return the task of this draw of labels; seeds the global generator, too."""
     torch.manual_seed(split)
     generator = torch.Generator().manual_seed(split)
     labeled, unlabeled = labeled_split(data_set.train_labels, labels, generator, data_set.num_classes)
+    return Task(data_set, labeled, unlabeled, generator, m1, folder)
+
+
+def compare(data, method, labels, split, config, m1, folder):
+    """Train a method on one draw of labels, and return the errors in %, and the model."""
+    data_set = load_data(data)
+    task = draw_task(data_set, labels, split, m1, folder)
 
     def valid_error(model):
         return {"valid_error": error_rate(model.classify, *data_set.part("valid"))}
 
     start = time.process_time()
-    classify, history, model = config.train(Task(data_set, labeled, unlabeled, generator, m1, folder), valid_error)
+    classify, history, model = config.train(task, valid_error)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
-    steps = len(unlabeled) // config.unlabeled_batch_size if history else 0
+    steps = len(task.unlabeled) // config.unlabeled_batch_size if history else 0
     return {
         "data": data,
         "method": method,

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -11,8 +12,10 @@ import torch
 
 from experiments import runner
 from experiments.__main__ import main
+from experiments.bench import answer
 from experiments.bench.limits import count_bytes, count_flops, limit_seconds, step_cost
 from experiments.bench.measure import interleave, median_ratio, peak_mib
+from experiments.bench.report import minutes_to, times_to_errors
 from experiments.bench.steps import MISSING, PEERS, Case, build_model, build_training, random_images
 from vae.data import Batches, binarize
 from vae.training import fit
@@ -126,6 +129,12 @@ def test_pyro_maximizes_the_bound_of_our_m2():
         pairs = [[-ours.unlabeled_elbo(x).sum(), elbo.loss(peer.model, peer.guide, x)] for _ in range(100)]
     mean, peer_mean = torch.tensor(pairs).mean(0).tolist()
     assert mean == pytest.approx(peer_mean, rel=1e-3)
+    y = torch.arange(20) % 10
+    labels, elbo = torch.nn.functional.one_hot(y, 10).float(), pyro.infer.Trace_ELBO()
+    with torch.no_grad():
+        pairs = [[-ours.labeled_elbo(x, y).sum(), elbo.loss(peer.model, peer.guide, x, labels)] for _ in range(100)]
+    mean, peer_mean = torch.tensor(pairs).mean(0).tolist()
+    assert mean == pytest.approx(peer_mean, rel=1e-3)
 
 
 @pytest.fixture
@@ -133,6 +142,7 @@ def smoke(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "SMOKE", True)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "STATE", tmp_path / "checkpoints")
     return tmp_path
 
 
@@ -166,3 +176,34 @@ def test_an_unknown_name_is_told_in_one_line_before_anything_is_measured(smoke, 
         main(["bench", "--only", "m1", "nonsense"])
     output, error = capsys.readouterr()
     assert output == "" and error.count("\n") == 1 and "nonsense" in error and "m2_exact" in error
+
+
+def test_the_time_to_an_error_is_that_of_the_first_look_at_or_below_it():
+    curve = [[1, 20], [2, 5], [3, 6], [4, 3]]
+    assert [minutes_to(threshold, curve) for threshold in (20, 5, 4.9, 3, 2.9)] == [1, 2, 4, 4, math.inf]
+
+
+def test_the_median_draw_is_told_or_where_it_ends():
+    curves = [[[1, 4], [2, 3]], [[1, 9], [2, 4]], [[1, 9], [2, 6]]]
+    reached, missed = times_to_errors([{"method": "m2", "curve": curve} for curve in curves], (5, 3.33))
+    assert reached.startswith("m2, 5 %") and "3 draws: 2.0 minutes" in reached
+    assert missed.startswith("m2, 3.33 %") and "not reached in 2.0 minutes" in missed and "4.00 %" in missed
+
+
+def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke, monkeypatch, capsys):
+    pytest.importorskip("pyro")
+    m1 = replace(answer.QUICK.m1, hidden_dims=(20,), recipe=replace(answer.QUICK.m1.recipe, epochs=1))
+    small = replace(answer.QUICK, m1=m1, hidden_dims=(20,))
+    runs = [replace(run, method=small) if run.name == "quick" else run for run in answer.RUNS]
+    monkeypatch.setattr(answer, "RUNS", runs)
+    for _ in range(2):
+        main(["bench", "--answer"])
+    assert "3 of 3 results are there" in capsys.readouterr().out
+    results = json.loads((smoke / "results/answer.json").read_text())["runs"]
+    assert [result["method"] for result in results] == ["quick", "plain", "pyro"]
+    for result in results:
+        minutes, errors = zip(*result["curve"], strict=True)
+        assert minutes[0] > 0 and sorted(minutes) == list(minutes) and all(0 <= error <= 100 for error in errors)
+    stages = results[0]["curve"]
+    assert len(stages) == 3 and results[0]["cpu_minutes"] == stages[-1][0]
+    assert matplotlib.image.imread(smoke / "_images/error-vs-cpu-minutes.png").shape[1] == pytest.approx(1008, abs=2)

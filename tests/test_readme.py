@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import pytest
 
 from experiments import table
+from experiments.bench.report import minutes_to
 from experiments.m1 import VARIANCES, read_results
 from experiments.methods import METHODS, MORE, UNDONE
 from experiments.ssl import read_results as read_cells
@@ -163,3 +164,12 @@ def test_how_cost_grows():
         for record in (r for r in scaling[name] if r[name] >= least and (name != "num_classes" or r[name] != 20)):
             assert f"| {record['images_per_second']:,.0f} |" in PAGES["scale"]
             assert name != "num_classes" or f"| {record['peak_mib']:.0f} |" in PAGES["scale"]
+
+
+def test_the_time_to_an_answer():
+    runs = json.loads((ROOT / "results/answer.json").read_text())["runs"]
+    curves = {name: [r["curve"] for r in runs if r["method"] == name] for name in ("quick", "pyro", "plain")}
+    ends = {name: median(curve[-1][1] for curve in those) for name, those in curves.items()}
+    assert f"is at {ends['quick']:.2f} % (median" in PAGES["speed"]
+    assert all(f"is at {ends[name]:.1f} % |" in PAGES["speed"] for name in ("pyro", "plain"))
+    assert f"{median(minutes_to(5, curve) for curve in curves['quick']):.1f} minutes (median)" in PAGES["speed"]

@@ -1,5 +1,8 @@
 """What was measured, as lines of a table and as a figure."""
 
+import math
+from statistics import median
+
 import matplotlib.pyplot as plt
 
 from experiments.bench.steps import PEERS, THREADS, Case
@@ -15,6 +18,11 @@ PANELS = {
         "m2_loop": "M2, loop",
         "pyro_m2": "Pyro, all labels",
     },
+}
+ANSWERS = {
+    "quick": ("M2 in stages", COLORS[0]),
+    "plain": ("plain M2", "0.65"),
+    "pyro": ("Pyro's tutorial", "0.45"),
 }
 
 
@@ -49,4 +57,45 @@ def throughput(records, batches):
             _bars(axis, [r for case in cases for r in records if case <= r.items()], names)
             axis.set_title(f"{model}, batches of {batch:,}", fontsize=10)
     figure.supxlabel(f"images per second in training, {THREADS} threads; gray: the limit of each", fontsize=10)
+    return figure
+
+
+def minutes_to(threshold, curve):
+    """Return the CPU minutes after which the error is first at most `threshold`, infinity if it never is."""
+    return min((minutes for minutes, error in curve if error <= threshold), default=math.inf)
+
+
+def times_to_errors(results, thresholds):
+    """Return a line for each method and threshold: the median minutes over its draws, or where it ends."""
+    lines = []
+    for name in dict.fromkeys(result["method"] for result in results):
+        curves = [result["curve"] for result in results if result["method"] == name]
+        end, error = (median(curve[-1][n] for curve in curves) for n in (0, 1))
+        for threshold in thresholds:
+            minutes = median(minutes_to(threshold, curve) for curve in curves)
+            missed = f"not reached in {end:.1f} minutes, is at {error:.2f} %"
+            reached = f"{minutes:.1f} minutes" if minutes < math.inf else missed
+            lines.append(f"{name}, {threshold} %, median of {len(curves)} draws: {reached}")
+    return lines
+
+
+def errors_over_time(results, thresholds):
+    """Show test error against CPU minutes: a line for each draw of labels, a name at the longest of each method."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    for method in dict.fromkeys(result["method"] for result in results):
+        curves = [result["curve"] for result in results if result["method"] == method]
+        name, color = ANSWERS[method]
+        for curve in curves:
+            axis.plot(*zip(*curve, strict=True), color=color, linewidth=1.2)
+        end = max(curve[-1] for curve in curves)
+        axis.annotate(name, end, (5, 0), textcoords="offset points", color=color, va="center", backgroundcolor="white")
+    for threshold in thresholds:
+        axis.axhline(threshold, color="0.5", linewidth=0.8, linestyle=":")
+    ticks = [2, *thresholds, 10, 20, 50, 90]
+    axis.set(yscale="log", xlabel="CPU minutes of training, one thread", ylabel="test error (%)")
+    axis.set_yticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+    axis.margins(x=0.2)
+    axis.set_xlim(left=0)
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
