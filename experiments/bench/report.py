@@ -46,16 +46,15 @@ def _bars(axis, records, names):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def throughput(records, batches):
-    """Show images per second of training on the CPU, ours and the peers', for each batch size, before their limits."""
-    options = {"squeeze": False, "sharex": "row", "sharey": "row", "layout": "constrained"}
-    options |= {"height_ratios": [len(names) for names in PANELS.values()], "figsize": (WIDTH, 4.6)}
-    figure, axes = plt.subplots(len(PANELS), len(batches), **options)
-    for row, (model, names) in zip(axes, PANELS.items(), strict=True):
-        for axis, batch in zip(row, batches, strict=True):
-            cases = [{"what": what, "device": "cpu", "threads": THREADS, "batch": batch}.items() for what in names]
-            _bars(axis, [r for case in cases for r in records if case <= r.items()], names)
-            axis.set_title(f"{model}, batches of {batch:,}", fontsize=10)
+def throughput(records, batch):
+    """Show images per second of training on the CPU, ours and the peers', in batches of one size, before their limits."""
+    options = {"sharex": True, "layout": "constrained", "figsize": (WIDTH, 4.2)}
+    options |= {"height_ratios": [len(names) for names in PANELS.values()]}
+    figure, axes = plt.subplots(len(PANELS), 1, **options)
+    for axis, (model, names) in zip(axes, PANELS.items(), strict=True):
+        cases = [{"what": what, "device": "cpu", "threads": THREADS, "batch": batch}.items() for what in names]
+        _bars(axis, [r for case in cases for r in records if case <= r.items()], names)
+        axis.set_title(f"{model}, batches of {batch:,}", fontsize=10)
     figure.supxlabel(f"images per second in training, {THREADS} threads; gray: the limit of each", fontsize=10)
     return figure
 

@@ -128,6 +128,6 @@ def bench(only):
         run.scale()
         runner.write_result(run.result(), runner.RESULTS / "bench.json")
         with atomic_path(runner.ROOT / "_images" / "throughput.png") as partial:
-            figure = throughput(run.measurements, run.plan.batches)
+            figure = throughput(run.measurements, run.plan.batch)
             figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
     print(*(f"{name}: {value:.3g}" for name, value in run.ratios.items()), sep="\n")
