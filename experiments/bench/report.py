@@ -47,7 +47,7 @@ def _bars(axis, records, names):
 
 
 def throughput(records, batch):
-    """Show images per second of training on the CPU, ours and the peers', in batches of one size, before their limits."""
+    """Show images per second of training on the CPU, ours and the peers', in batches of one size, and their limits."""
     options = {"sharex": True, "layout": "constrained", "figsize": (WIDTH, 4.2)}
     options |= {"height_ratios": [len(names) for names in PANELS.values()]}
     figure, axes = plt.subplots(len(PANELS), 1, **options)
