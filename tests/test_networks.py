@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.distributions import ContinuousBernoulli as LibrarysContinuousBernoulli
 from torch.distributions import Normal
 from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
@@ -49,6 +48,7 @@ def test_encoder_and_decoders_say_what_their_network_does_of_input_and_label():
     for make, outputs in (
         (Encoder, lambda base: torch.cat([base.mean, base.stddev.log()], 1)),
         (BernoulliDecoder, lambda base: base.logits),
+        (ContinuousBernoulliDecoder, lambda base: base.logits),
         (GaussianDecoder, lambda base: torch.cat([base.mean, base.stddev[:, :1].log()], 1)),
     ):
         model = make(6, 2, [7], num_classes=4)
@@ -67,22 +67,6 @@ def test_labels_are_neither_forgotten_nor_ignored():
     for network, inputs in ((Encoder(4, 2, [5], num_classes=3), {}), (Encoder(4, 2, [5]), {"y": y})):
         with pytest.raises(ValueError, match="num_classes"):
             network(torch.randn(3, 4), **inputs)
-
-
-def test_a_bernoulli_decoder_returns_probabilities_and_gives_gray_pixels_their_expected_log_likelihood():
-    for z in (torch.randn(9, 2), torch.randn(4, 9, 2)):
-        likelihood = BernoulliDecoder(2, 6, [7])(z)
-        assert_close(likelihood.log_prob(torch.ones(6)).exp(), likelihood.mean.prod(-1))
-        white, black, gray = (likelihood.log_prob(torch.full((6,), pixel)) for pixel in (1, 0, 0.3))
-        assert_close(gray, 0.3 * white + 0.7 * black)
-
-
-def test_a_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normalizer():
-    decoder, z, x = ContinuousBernoulliDecoder(2, (2, 3), [7]), torch.randn(4, 9, 2), torch.rand(2, 3)
-    likelihood = decoder(z)
-    assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (2, 3))
-    expected = LibrarysContinuousBernoulli(logits=decoder.network(z)).log_prob(x).sum((-2, -1))
-    assert_close(likelihood.log_prob(x), expected)
 
 
 @pytest.mark.parametrize("x_shape", [(6,), (2, 1, 3)])
