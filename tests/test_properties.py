@@ -1,9 +1,5 @@
-"""What holds for every shape and every value: bounds, sums over labels, likelihoods, networks, models, batches."""
+"""What holds for every shape and every value: bounds, likelihoods, networks, models."""
 
-import math
-from functools import partial
-
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,14 +8,11 @@ from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.testing import assert_close
 
-from vae.data import dequantize
 from vae.distributions import ContinuousBernoulli, IndependentBernoulli
-from vae.evaluation import elbo_terms
 from vae.gaussian import OptimalGaussianDecoder
-from vae.marginalization import marginalize, marginalize_loop, marginalize_topk
 from vae.models import VAE, SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.objectives import stacked_elbo, unlabeled_elbo
+from vae.networks import Classifier, Encoder
+from vae.objectives import unlabeled_elbo
 
 seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 6)
 classes = st.integers(2, 8)
@@ -37,37 +30,6 @@ def test_no_label_posterior_beats_the_exact_one(seed, batch, num_classes, spread
     assert_close(evidence - value, kl_divergence(q, Categorical(logits=bounds)), rtol=1e-6, atol=1e-9)
 
 
-@given(seeds, sizes, st.lists(st.booleans(), min_size=1, max_size=6))
-def test_latents_that_m2_describes_cost_their_negative_entropy_and_others_their_divergence(seed, batch, active):
-    torch.manual_seed(seed)
-    x, of_latents = torch.rand(batch, 5, **double).round(), torch.randn(batch, **double)
-    means, scales = torch.randn(batch, len(active), **double), torch.rand(batch, len(active), **double) + 0.1
-    likelihood = IndependentBernoulli(3 * torch.randn(batch, 5, **double))
-    value = stacked_elbo(x, Normal(means, scales), likelihood, torch.tensor(active).nonzero().flatten(), of_latents)
-    expected = likelihood.log_prob(x) + of_latents
-    for mean, scale, described in zip(means.T, scales.T, active, strict=True):
-        entropy = (scale * math.sqrt(2 * math.pi * math.e)).log()
-        expected += entropy if described else (1 + 2 * scale.log() - mean**2 - scale**2) / 2
-    assert_close(value, expected)
-
-
-def value_and_gradients(method, logits, bounds):
-    """Of Σ_y q(y|x) bounds[x, y], image n weighing n: the sums, and gradients in `logits` and `bounds`, both (B, K)."""
-    logits, bounds = leaves = [t.clone().requires_grad_() for t in (logits, bounds)]
-    q = Categorical(logits=logits)
-    value = method(lambda y: bounds[torch.arange(len(bounds)), y], q) if method else (q.probs * bounds).sum(1)
-    return value, *torch.autograd.grad((value * torch.arange(1, len(value) + 1)).sum(), leaves)
-
-
-@given(seeds, sizes, classes, st.sampled_from([0.1, 3.0, 40.0]))
-def test_all_sums_over_labels_are_the_sum_with_its_gradients(seed, batch, num_classes, spread):
-    torch.manual_seed(seed)
-    terms = spread * torch.randn(batch, num_classes, **double), 100 * torch.randn(batch, num_classes, **double)
-    in_chunks, topk = partial(marginalize, chunk_size=3), partial(marginalize_topk, k=num_classes - 1)
-    for method in (marginalize, marginalize_loop, in_chunks, topk):
-        assert_close(value_and_gradients(method, *terms), value_and_gradients(None, *terms), rtol=1e-7, atol=1e-9)
-
-
 @given(st.floats(-1e4, 1e4), st.sampled_from([0.0, 1.0, 0.5, 1e-3, 254 / 255]))
 def test_pixels_have_finite_log_probabilities_and_gradients_at_any_logit(logit, pixel):
     for likelihood in (ContinuousBernoulli, lambda logits: IndependentBernoulli(logits.expand(1))):
@@ -77,15 +39,6 @@ def test_pixels_have_finite_log_probabilities_and_gradients_at_any_logit(logit, 
         assert value.isfinite()
         assert abs(logits.grad) <= 1 + 1e-5  # x less a mean, both in [0, 1]
     assert value <= 0
-
-
-@given(st.floats(-1e4, 1e4), st.floats(0, 1))
-def test_the_continuous_bernoulli_is_symmetric_and_has_its_mean_inside(logit, x):
-    left, right = (ContinuousBernoulli(torch.tensor(s * logit, **double)) for s in (1, -1))
-    x = torch.tensor(x, **double)
-    assert_close(left.log_prob(x), right.log_prob(1 - x), rtol=1e-9, atol=1e-9)
-    assert 0 <= left.mean <= 1
-    assert_close(left.mean + right.mean, torch.tensor(1.0, **double))
 
 
 @given(seeds, sizes, shapes, st.floats(0.01, 100))
@@ -136,23 +89,3 @@ def test_bounds_are_one_finite_number_per_image_even_of_black_ones(seed, batch, 
         assert all(g.isfinite().all() for g in gradients if g is not None)
         assert vae.reconstruct(x).shape == m2.reconstruct(x).shape == x.shape
         assert m2.classify(x).shape == (batch,)
-
-
-@given(seeds, st.integers(1, 30), st.integers(1, 40))
-def test_terms_of_the_elbo_add_up_whatever_the_chunks(seed, batch, chunk_size):
-    torch.manual_seed(seed)
-    vae, x = VAE(Encoder(6, 2, [5]), BernoulliDecoder(2, 6, [5])).double(), torch.rand(batch, 6, **double)
-    torch.manual_seed(seed)
-    parts = elbo_terms(vae, x, chunk_size)
-    torch.manual_seed(seed)
-    assert parts == pytest.approx(elbo_terms(vae, x, batch), abs=1e-9)
-    sum_of_parts = parts["log_likelihood"] - parts["mutual_information"] - parts["kl_to_prior"]
-    assert parts["elbo"] == pytest.approx(sum_of_parts, abs=1e-9)
-
-
-@given(seeds, st.lists(st.integers(0, 255), min_size=1, max_size=50))
-def test_dequantized_pixels_lie_below_one_and_tell_their_level(seed, levels):
-    levels = torch.tensor(levels)
-    values = dequantize(levels / 255, torch.Generator().manual_seed(seed))
-    assert 0 <= values.min() <= values.max() < 1
-    assert torch.equal((256 * values).floor().long(), levels)
