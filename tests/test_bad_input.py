@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from test_models import m1, m2, skipping, stacked
 from torch import nn
 
 from vae.data import Batches, binarize, dequantize
 from vae.evaluation import active_latents, elbo_terms, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder
-from vae.models import VAE, AutoEncoder, ConditionalVAE, SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
+from vae.models import VAE, AutoEncoder
+from vae.networks import BernoulliDecoder, Encoder
 from vae.training import fit
 
 X, Y = torch.full((3, 6), 0.5), torch.zeros(3, dtype=torch.long)
@@ -17,25 +17,19 @@ GENERATOR = torch.Generator()
 
 
 def models():
-    vae = VAE(Encoder(6, 2, [5]), BernoulliDecoder(2, 6, [5]))
-    m2 = SemiSupervisedVAE(Encoder(6, 2, [5], 4), BernoulliDecoder(2, 6, [5], 4), Classifier(6, 4, [5]))
-    of_latents, both = (Encoder(2, 2, [5], 4), GaussianDecoder(2, 2, [5], 4)), torch.tensor([0, 1])
-    stacked = StackedSemiSupervisedVAE(vae, SemiSupervisedVAE(*of_latents, Classifier(2, 4, [5])), both)
-    with_label = VAE(Encoder(6, 2, [5]), BernoulliDecoder(2, 6, [5], 4))
-    skips = SkipSemiSupervisedVAE(with_label, ConditionalVAE(*of_latents, 4), both, Classifier(6, 4, [5]))
-    return vae, m2, stacked, skips
+    return m1(), m2(), stacked(), skipping()
 
 
 def doors():
     """Every function that takes images."""
-    vae, m2, stacked, skips = models()
+    vae, *others = models()
     of_vae = vae, vae.elbo, vae.reconstruct, lambda x: vae.importance_weighted_bound(x, 2)
-    of_m2 = (m2.reconstruct,)
-    for model in (m2, stacked, skips):
+    of_m2 = (others[0].reconstruct, *(model.features for model in others[1:]))
+    for model in others:
         of_m2 += model.unlabeled_elbo, model.classify, model.label_posterior
         of_m2 += (lambda x, model=model: model.labeled_elbo(x, Y[: len(x)]),)
     evaluations = (lambda x: elbo_terms(vae, x), lambda x: log_likelihood(vae, x, 2), lambda x: active_latents(vae, x))
-    return *of_vae, *of_m2, stacked.features, skips.features, *evaluations
+    return *of_vae, *of_m2, *evaluations
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ from vae.training import fit
 M1_LAYERS = 784 * 500 + 500 * 500 + 500 * 100 + 50 * 500 + 500 * 500 + 500 * 784
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_m1_computes_three_products_a_layer_but_no_gradient_of_its_images():
     assert count_flops(Case("m1", 20)) == 3 * 2 * 20 * M1_LAYERS - 2 * 20 * 784 * 500
     assert count_flops(Case("evaluation", 20)) == 2 * 20 * M1_LAYERS
@@ -159,10 +152,3 @@ def test_part_of_it_writes_nothing(smoke, capsys):
     main(["bench", "--only", "evaluation"])
     assert "evaluation" in capsys.readouterr().out
     assert not list(smoke.iterdir())
-
-
-def test_an_unknown_name_is_told_in_one_line_before_anything_is_measured(smoke, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["bench", "--only", "m1", "nonsense"])
-    output, error = capsys.readouterr()
-    assert output == "" and error.count("\n") == 1 and "nonsense" in error and "m2_exact" in error

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
 from vae.distributions import IndependentBernoulli, diagonal_normal
-from vae.objectives import doubly_reparameterized_bound, elbo, importance_weighted_bound, m2_objective
+from vae.objectives import (
+    doubly_reparameterized_bound,
+    elbo,
+    importance_weighted_bound,
+    m2_objective,
+    unlabeled_elbo,
+)
 
 
 def test_elbo_is_minus_cross_entropy_minus_the_divergence_of_appendix_b():
@@ -100,6 +108,16 @@ def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy(num_samp
     assert ((usual - other).abs() < 5 * errors).all()
     assert usual.abs().max() > 10 * errors.max()  # there is a gradient to be wrong about
     assert num_samples == 1 or (other_noise < usual_noise).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(2, 8), st.floats(0, 4))
+def test_no_label_posterior_beats_the_exact_one(seed, batch, num_classes, spread):
+    torch.manual_seed(seed)
+    bounds, probs = spread * torch.randn(batch, num_classes).double(), torch.rand(batch, num_classes).double()
+    q, evidence = Categorical(probs), bounds.logsumexp(1)
+    value = unlabeled_elbo((q.probs * bounds).sum(1), q)
+    assert (value <= evidence + 1e-12).all()
+    assert_close(evidence - value, kl_divergence(q, Categorical(logits=bounds)), rtol=1e-6, atol=1e-9)
 
 
 def test_m2_objective_is_the_papers_sum_over_the_data_set_per_image_with_all_its_gradients():
