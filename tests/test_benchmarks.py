@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from pathlib import Path
 
 import matplotlib.image
@@ -11,7 +10,7 @@ import torch
 
 from experiments import runner
 from experiments.__main__ import main
-from experiments.bench.limits import count_bytes, count_flops, limit_seconds, step_cost
+from experiments.bench.limits import count_bytes, count_flops, step_cost
 from experiments.bench.measure import interleave, median_ratio, peak_mib
 from experiments.bench.steps import MISSING, PEERS, Case, build_model, build_training, random_images
 from vae.data import Batches, binarize
@@ -41,11 +40,6 @@ def test_a_step_needs_its_products_its_optimizer_and_its_likelihood():
     assert count_bytes(Case("iwae", 2, num_samples=10)) == 784 * 4 * 22
 
 
-def test_the_limit_adds_arithmetic_and_traffic():
-    flops, num_bytes = step_cost(Case("m1", 20))
-    assert limit_seconds(Case("m1", 20), {"fp32": [flops, flops / 3], "copy": [num_bytes / 2, num_bytes]}) == [3, 4]
-
-
 def test_ratios_are_of_the_same_round():
     assert median_ratio([2, 20, 2, 200], [1, 10, 1, 1]) == 2  # two rounds were slow for both, one for the first alone
     with pytest.raises(ValueError):
@@ -57,8 +51,6 @@ def test_calls_take_turns():
     times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=0)
     assert "".join(order[-6:]) == "ababab"
     assert {name: len(rounds) for name, rounds in times.items()} == {"a": 3, "b": 3}
-    slow = interleave({"slow": lambda: time.sleep(0.02)}, rounds=1, seconds=0.05)
-    assert 0.02 <= slow["slow"][0] < 2
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

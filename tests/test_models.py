@@ -168,12 +168,6 @@ def test_an_auto_encoder_decodes_its_code_and_samples_binary_pixels():
     assert set(model.sample(50).unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("make", [m1, m2])
-def test_the_prior_follows_the_model(make):
-    assert make().double().prior.sample().dtype == torch.float64
-    assert make().to("meta").prior.mean.device.type == "meta"
-
-
 def networks(dim):
     """M2's encoder and decoder of `dim` latents of M1."""
     return Encoder(dim, 2, [4], 4), GaussianDecoder(2, dim, [4], 4)
