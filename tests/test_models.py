@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from vae.distributions import diagonal_normal
@@ -43,11 +43,12 @@ class FixedEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """p(x|y, z) = N(Wz + offset[y], s² I), whose expected log-likelihood under a Normal q(z) is known."""
+    """p(x|y, z) = N(Wz + offset[y], s² I); what is known of it without offsets. W's columns are orthogonal."""
 
-    def __init__(self, scale=0.7):
+    def __init__(self, scale=0.7, dtype=torch.float32):
         super().__init__()
-        self.weight, self.offsets, self.scale = torch.randn(6, 2), torch.randn(4, 6), scale
+        columns, _ = torch.linalg.qr(torch.randn(6, 2, dtype=dtype))
+        self.weight, self.offsets, self.scale = columns * torch.tensor([1.5, 0.6]), torch.randn(4, 6), scale
 
     check = staticmethod(lambda x: None)
 
@@ -55,7 +56,19 @@ class LinearDecoder(nn.Module):
         mean = z @ self.weight.T + (0 if y is None else self.offsets[y])
         return diagonal_normal(mean, torch.full_like(mean, self.scale))
 
+    def marginal(self):
+        """p(x)."""
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(6, dtype=self.weight.dtype)
+        return MultivariateNormal(torch.zeros(6, dtype=self.weight.dtype), covariance)
+
+    def posterior(self, x, shift=0.0, factor=1.0):
+        """p(z|x), which is diagonal, or shifted and wider."""
+        variance = 1 / (1 + self.weight.square().sum(0) / self.scale**2)
+        mean = variance * (x @ self.weight) / self.scale**2
+        return diagonal_normal(mean + shift, (factor * variance.sqrt()).expand_as(mean))
+
     def elbo(self, x, posterior, offset=0.0):
+        """E_q(z)[log p(x|z)] − KL(q(z) ‖ p(z)), where z says nothing of `offset`."""
         residual = x - posterior.mean @ self.weight.T - offset
         spread = posterior.variance @ (self.weight**2).sum(0)
         log_likelihood = Normal(0, self.scale).log_prob(residual).sum(1) - spread / (2 * self.scale**2)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, kl_divergence
+from test_models import LinearDecoder
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
@@ -17,90 +18,76 @@ from vae.objectives import (
     unlabeled_elbo,
 )
 
+PRIOR = diagonal_normal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+
 
 def test_elbo_is_minus_cross_entropy_minus_the_divergence_of_appendix_b():
-    x, logits = torch.rand(7, 5).bernoulli(), 3 * torch.randn(5)
-    mean, scale = torch.randn(7, 2), torch.rand(7, 2) + 0.2
-    prior = diagonal_normal(torch.zeros(2), torch.ones(2))
-    terms = x, diagonal_normal(mean, scale), IndependentBernoulli(logits), prior
+    x, logits = torch.rand(7, 5).double().bernoulli(), 3 * torch.randn(5).double()
+    mean, scale = torch.randn(7, 2).double(), torch.rand(7, 2).double() + 0.2
+    terms = x, diagonal_normal(mean, scale), IndependentBernoulli(logits), PRIOR
     log_likelihood = -binary_cross_entropy_with_logits(logits.expand(7, 5), x, reduction="none").sum(1)
     divergence = -0.5 * (1 + torch.log(scale**2) - mean**2 - scale**2).sum(1)
     assert_close(elbo(*terms), log_likelihood - divergence)
     assert_close(elbo(*terms, kl_weight=0.3), log_likelihood - 0.3 * divergence)
 
 
-class LinearGaussian:
-    """p(z) = N(0, I), p(x|z) = N(Wz + b, s² I). W's columns are orthogonal, so the exact posterior is diagonal."""
+def linear_gaussian():
+    """A model, one x, and log p(x)."""
+    model = LinearDecoder(dtype=torch.float64)
+    x = torch.randn(6, dtype=torch.float64)
+    return model, x, model.marginal().log_prob(x)
 
-    def __init__(self):
-        columns, _ = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64))
-        self.weight = columns * torch.tensor([1.5, 0.6])
-        self.bias, self.scale = torch.randn(5, dtype=torch.float64), 0.8
-        self.prior = diagonal_normal(*torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64))
-        self.x = self.bias + torch.randn(5, dtype=torch.float64)
-        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(5)
-        self.log_px = MultivariateNormal(self.bias, covariance).log_prob(self.x)
-        variance = 1 / (1 + (self.weight**2).sum(0) / self.scale**2)
-        self.mean = variance * ((self.x - self.bias) @ self.weight) / self.scale**2
-        self.stddev = variance.sqrt()
 
-    def likelihood(self, z):
-        return Independent(Normal(z @ self.weight.T + self.bias, self.scale), 1)
-
-    def bounds(self, posterior, num_samples, num):
-        z = posterior.expand((num,)).sample((num_samples,))
-        return importance_weighted_bound(self.x, z, posterior, self.likelihood(z), self.prior)
+def weighted_bounds(model, x, posterior, num_samples, num):
+    z = posterior.expand((num,)).sample((num_samples,))
+    return importance_weighted_bound(x, z, posterior, model(z), PRIOR)
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(0, 1), (0.3, 1.5)])
 def test_elbo_lies_below_log_px_by_the_divergence_from_the_exact_posterior(shift, factor):
     """And meets it there."""
-    model = LinearGaussian()
-    posterior = diagonal_normal(model.mean + shift, factor * model.stddev)
-    likelihood = model.likelihood(posterior.sample((20_000,)))
-    values = elbo(model.x, posterior, likelihood, model.prior)
-    exact = MultivariateNormal(model.mean, (model.stddev**2).diag())
-    dense = MultivariateNormal(posterior.mean, posterior.variance.diag())
+    model, x, log_px = linear_gaussian()
+    posterior = model.posterior(x, shift, factor)
+    values = elbo(x, posterior, model(posterior.sample((20_000,))), PRIOR)
+    ours, exact = (MultivariateNormal(q.mean, q.variance.diag()) for q in (posterior, model.posterior(x)))
     error = values.std() / 20_000**0.5
-    assert (values.mean() + 5 * error < model.log_px) == (shift > 0)
-    assert abs(values.mean() - (model.log_px - kl_divergence(dense, exact))) < 5 * error
+    assert (values.mean() + 5 * error < log_px) == (shift > 0)
+    assert abs(values.mean() - (log_px - kl_divergence(ours, exact))) < 5 * error
 
 
-def test_importance_weighted_bound_is_exact_at_the_exact_posterior():
-    model = LinearGaussian()
+def test_importance_weighted_bound_rises_to_log_px_from_below_and_is_exact_at_the_exact_posterior():
+    model, x, log_px = linear_gaussian()
+    exact = model.posterior(x)
     for num_samples in (1, 2, 50):
-        values = model.bounds(diagonal_normal(model.mean, model.stddev), num_samples, 10)
-        assert_close(values, model.log_px.expand(10))
-
-
-def test_importance_weighted_bound_rises_to_log_px_from_below():
-    model = LinearGaussian()
-    shift, s, t = 0.6, model.stddev, 1.5 * model.stddev
-    posterior = diagonal_normal(model.mean + shift, t)
-    one, ten, thousand = (model.bounds(posterior, n, num) for n, num in ((1, 20_000), (10, 5_000), (1000, 500)))
+        assert_close(weighted_bounds(model, x, exact, num_samples, 10), log_px.expand(10))
+    posterior = model.posterior(x, shift=0.6, factor=1.5)
+    shift, s, t = 0.6, exact.stddev, posterior.stddev
+    sizes = ((1, 20_000), (10, 5_000), (1000, 500))
+    one, ten, thousand = (weighted_bounds(model, x, posterior, *size) for size in sizes)
     for fewer, more in ((one, ten), (ten, thousand)):
         error = (fewer.var() / len(fewer) + more.var() / len(more)) ** 0.5
         assert more.mean() - fewer.mean() > 5 * error
     # E_q[(p/q)²] for two Normals, which is 1 + the variance of the weights; the gap is half that variance over S.
     squared = (t**2 / (s * (2 * t**2 - s**2).sqrt()) * torch.exp(shift**2 / (2 * t**2 - s**2))).prod()
     gap = (squared - 1) / 2000
-    assert abs(thousand.mean() - (model.log_px - gap)) < 5 * thousand.std() / 500**0.5
+    assert abs(thousand.mean() - (log_px - gap)) < 5 * thousand.std() / 500**0.5
 
 
 @pytest.mark.parametrize("num_samples", [1, 3, 40])
 def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy(num_samples):
     """Value, and gradient in the decoder, are the same for the same draws; here each repetition has its own encoder."""
-    model, values, of_encoder, of_decoder = LinearGaussian(), [], [], []
-    model.bias = model.bias.clone().requires_grad_()
+    (model, x, _), values, of_encoder, of_decoder = linear_gaussian(), [], [], []
+    exact = model.posterior(x)
+    model.weight.requires_grad_()
     for bound in (importance_weighted_bound, doubly_reparameterized_bound):
         torch.manual_seed(0)
-        mean = (model.mean + 0.6).expand(20_000, 2).clone().requires_grad_()
-        scale = (1.5 * model.stddev).expand(20_000, 2).clone().requires_grad_()
+        mean = (exact.mean + 0.6).expand(20_000, 2).clone().requires_grad_()
+        scale = (1.5 * exact.stddev).expand(20_000, 2).clone().requires_grad_()
         posterior = diagonal_normal(mean, scale)
         z = posterior.rsample((num_samples,))
-        value = bound(model.x, z, posterior, model.likelihood(z), model.prior)
-        *gradients, in_bias = torch.autograd.grad(value.sum(), (mean, scale, model.bias))
-        values.append(value.detach()), of_encoder.append(torch.cat(gradients, 1)), of_decoder.append(in_bias)
+        value = bound(x, z, posterior, model(z), PRIOR)
+        *gradients, in_weight = torch.autograd.grad(value.sum(), (mean, scale, model.weight))
+        values.append(value.detach()), of_encoder.append(torch.cat(gradients, 1)), of_decoder.append(in_weight)
     assert_close(*values)
     assert_close(*of_decoder)
     (usual, usual_noise), (other, other_noise) = ((g.mean(0), g.var(0)) for g in of_encoder)
