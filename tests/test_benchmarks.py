@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.image
 import pytest
 import torch
 
@@ -124,20 +123,18 @@ def smoke(tmp_path, monkeypatch):
 def test_a_smoke_run_leaves_file_and_figure(smoke, capsys):
     main(["bench"])
     result = json.loads((smoke / "results/bench.json").read_text())
-    ratios = {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
-    output = capsys.readouterr().out
-    beside_bf16 = set() if "LEFT OUT: bf16" in output else {"m1_bf16_vs_pythae", "m2_exact_bf16_vs_pyro"}
-    peers = {"m1_vs_pythae", "m2_exact_vs_pyro", "m2_topk_vs_pyro", "m2_topk_bf16_vs_pyro"} | beside_bf16
-    ratios |= {name for name in peers for what in PEERS.keys() - MISSING if name.endswith(PEERS[what])}
-    assert result["ratios"].keys() == ratios
-    assert all(0 < ratio < math.inf for ratio in result["ratios"].values())
-    assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
     committed = json.loads((Path(__file__).parents[1] / "results/bench.json").read_text())
     assert result.keys() == committed.keys()
     assert result["measurements"][0].keys() == committed["measurements"][0].keys()
+    assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
     assert [r["num_classes"] for r in result["scaling"]["num_classes"]] == [2, 4]
-    assert matplotlib.image.imread(smoke / "_images/throughput.png").shape[1] == pytest.approx(1008, abs=2)
-    assert all((f"LEFT OUT: {what}" in output) == (what in MISSING) for what in PEERS)
+    ratios, output = result["ratios"], capsys.readouterr().out
+    assert all(0 < ratio < math.inf for ratio in ratios.values())
+    assert ratios.keys() >= {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
+    for what, peer in PEERS.items():
+        missing = what in MISSING
+        assert (f"LEFT OUT: {what}" in output) == (not any(name.endswith(peer) for name in ratios)) == missing
+    assert (smoke / "_images/throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_part_of_it_writes_nothing(smoke, capsys):
