@@ -88,7 +88,7 @@ def read(path):
         plain = [leaf.tolist() if torch.is_tensor(leaf) else leaf for leaf in leaves]
         return structure, [leaf for leaf in plain if leaf not in seconds]
     if path.suffix == ".safetensors":
-        return load(path).state_dict()
+        return {name: tensor.tolist() for name, tensor in load(path).state_dict().items()}
     if path.suffix == ".png":
         PIL.Image.open(path).load()
     else:

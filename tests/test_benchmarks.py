@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from experiments import runner
 from experiments.__main__ import main
 from experiments.bench import answer
-from experiments.bench.limits import count_bytes, count_flops, limit_seconds, step_cost
+from experiments.bench.limits import count_bytes, count_flops, step_cost
 from experiments.bench.measure import interleave, median_ratio, peak_mib
 from experiments.bench.report import minutes_to, times_to_errors
 from experiments.bench.steps import MISSING, PEERS, Case, build_model, build_training, random_images
@@ -21,13 +20,6 @@ from vae.data import Batches, binarize
 from vae.training import fit
 
 M1_LAYERS = 784 * 500 + 500 * 500 + 500 * 100 + 50 * 500 + 500 * 500 + 500 * 784
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_m1_computes_three_products_a_layer_but_no_gradient_of_its_images():
@@ -51,11 +43,6 @@ def test_a_step_needs_its_products_its_optimizer_and_its_likelihood():
     assert count_bytes(Case("iwae", 2, num_samples=10)) == 784 * 4 * 22
 
 
-def test_the_limit_adds_arithmetic_and_traffic():
-    flops, num_bytes = step_cost(Case("m1", 20))
-    assert limit_seconds(Case("m1", 20), {"fp32": [flops, flops / 3], "copy": [num_bytes / 2, num_bytes]}) == [3, 4]
-
-
 def test_ratios_are_of_the_same_round():
     assert median_ratio([2, 20, 2, 200], [1, 10, 1, 1]) == 2  # two rounds were slow for both, one for the first alone
     with pytest.raises(ValueError):
@@ -67,8 +54,6 @@ def test_calls_take_turns():
     times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=0)
     assert "".join(order[-6:]) == "ababab"
     assert {name: len(rounds) for name, rounds in times.items()} == {"a": 3, "b": 3}
-    slow = interleave({"slow": lambda: time.sleep(0.02)}, rounds=1, seconds=0.05)
-    assert 0.02 <= slow["slow"][0] < 2
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -149,33 +134,24 @@ def smoke(tmp_path, monkeypatch):
 def test_a_smoke_run_leaves_file_and_figure(smoke, capsys):
     main(["bench"])
     result = json.loads((smoke / "results/bench.json").read_text())
-    ratios = {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
-    output = capsys.readouterr().out
-    beside_bf16 = set() if "LEFT OUT: bf16" in output else {"m1_bf16_vs_pythae", "m2_exact_bf16_vs_pyro"}
-    peers = {"m1_vs_pythae", "m2_exact_vs_pyro", "m2_topk_vs_pyro", "m2_topk_bf16_vs_pyro"} | beside_bf16
-    ratios |= {name for name in peers for what in PEERS.keys() - MISSING if name.endswith(PEERS[what])}
-    assert result["ratios"].keys() == ratios
-    assert all(0 < ratio < math.inf for ratio in result["ratios"].values())
-    assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
     committed = json.loads((Path(__file__).parents[1] / "results/bench.json").read_text())
     assert result.keys() == committed.keys()
     assert result["measurements"][0].keys() == committed["measurements"][0].keys()
+    assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
     assert [r["num_classes"] for r in result["scaling"]["num_classes"]] == [2, 4]
-    assert matplotlib.image.imread(smoke / "_images/throughput.png").shape[1] == pytest.approx(1008, abs=2)
-    assert all((f"LEFT OUT: {what}" in output) == (what in MISSING) for what in PEERS)
+    ratios, output = result["ratios"], capsys.readouterr().out
+    assert all(0 < ratio < math.inf for ratio in ratios.values())
+    assert ratios.keys() >= {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
+    for what, peer in PEERS.items():
+        missing = what in MISSING
+        assert (f"LEFT OUT: {what}" in output) == (not any(name.endswith(peer) for name in ratios)) == missing
+    assert (smoke / "_images/throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_part_of_it_writes_nothing(smoke, capsys):
     main(["bench", "--only", "evaluation"])
     assert "evaluation" in capsys.readouterr().out
     assert not list(smoke.iterdir())
-
-
-def test_an_unknown_name_is_told_in_one_line_before_anything_is_measured(smoke, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["bench", "--only", "m1", "nonsense"])
-    output, error = capsys.readouterr()
-    assert output == "" and error.count("\n") == 1 and "nonsense" in error and "m2_exact" in error
 
 
 def test_the_time_to_an_error_is_that_of_the_first_look_at_or_below_it():

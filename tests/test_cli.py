@@ -1,8 +1,6 @@
 """The command line: a mistake costs one line and exit code 2, trains nothing and leaves no file."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +62,7 @@ def refuse(command, capsys):
         ("table", "there are no results"),
         ("notebooks", "notebook"),
         ("notebooks missing.ipynb", "missing.ipynb"),
+        ("bench --only m1 nonsense", "nothing is called nonsense; there are m1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command, complaint, capsys):
@@ -107,9 +106,3 @@ def test_m1_runs_what_is_named_and_skips_what_is_there(add_data, stripes, capsys
     expected = [("0 of 1", 1), ("1 of 2", 1), ("2 of 2", 0)]
     assert said == [f"{there} results are there, {missing} to go" for there, missing in expected]
     assert [result["seed"] for result in m1.read_results("variance-free", tmp_path / "results/m1")] == [0, 1]
-
-
-def test_the_module_is_the_command():
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-m", "experiments"], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

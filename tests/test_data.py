@@ -1,5 +1,7 @@
-"""Data sets, their labeled subsets, batches, and what pixels pass through before a density sees them."""
+"""Data sets, where they are sought, labeled subsets, batches; with `pytest -m full_mnist`, MNIST itself."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
 from torch.testing import assert_close
 
+from vae import datasets
 from vae.data import PARTS, UNKNOWN, Batches, SemiSupervisedBatches, binarize, dequantize, labeled_split
+from vae.datasets import LOADERS, DataNotFoundError, load_mnist, two_gaussians
+from vae.evaluation import evaluate_mean
+from vae.models import VAE
+from vae.networks import BernoulliDecoder, Encoder
+from vae.recipes import M1Recipe, train_m1
 
 
 def seeded(seed=0):
@@ -64,16 +73,19 @@ def test_binarized_pixels_have_their_intensity_as_mean(monkeypatch):
 
 def test_dequantized_pixels_fill_the_256th_of_their_gray_level_evenly():
     levels = torch.arange(256) / 255
-    within = 256 * dequantize(levels.expand(2000, 256), seeded()) - torch.arange(256)
+    values = dequantize(levels.expand(2000, 256), seeded())
+    within = 256 * values - torch.arange(256)
+    assert 0 <= values.min() <= values.max() <= 1
     assert -1e-4 < within.min() < 0.01 < 0.99 < within.max() < 1 + 1e-4
     assert_close(within.mean(0), torch.full((256,), 0.5), atol=5 / (12 * 2000) ** 0.5, rtol=0)
+
+
+@pytest.mark.parametrize("transform", [binarize, dequantize])
+def test_pixels_are_drawn_from_the_generator_alone_and_anew_each_time(transform):
     gray, generator = torch.full((100,), 0.5), seeded()
-    for transform in (binarize, dequantize):  # of the generator alone, and anew each time
-        first, again, other = transform(gray, seeded()), transform(gray, seeded()), transform(gray, generator)
-        assert torch.equal(first, again)
-        assert not torch.equal(other, transform(gray, generator))
-        with pytest.raises(ValueError, match="divide 8-bit images by 255"):
-            transform(255 * gray, generator)
+    first = transform(gray, generator)
+    assert torch.equal(first, transform(gray, seeded()))
+    assert not torch.equal(first, transform(gray, generator))
 
 
 @settings(max_examples=100)
@@ -96,11 +108,9 @@ def test_every_split_is_complete_and_keeps_labels_of_every_class(counts, unknown
         assert all(n >= 1 and -1 - small < n - share < 1 for n, share in zip(kept, shares, strict=True))
 
 
-def test_one_hundred_labels_of_seven_classes_are_fourteen_or_fifteen_each_of_another_draw_for_another_seed():
+def test_another_seed_draws_another_split():
     labels = torch.arange(7).repeat(40)
-    drawn = [labeled_split(labels, 100, seeded(s), 7)[0] for s in (0, 1)]
-    assert sorted(torch.bincount(labels[drawn[0]]).tolist()) == [14, 14, 14, 14, 14, 15, 15]
-    assert not torch.equal(*drawn)
+    assert not torch.equal(*(labeled_split(labels, 100, seeded(seed), 7)[0] for seed in (0, 1)))
 
 
 @pytest.mark.parametrize(
@@ -172,3 +182,114 @@ def test_impossible_batches_are_refused(size):
     ):
         with pytest.raises(ValueError, match=complaint):
             make()
+
+
+FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+LABELS = "t10k-labels-idx1-ubyte"
+
+
+def test_two_gaussians_have_the_density_of_an_even_mixture():
+    means, covariances = [[-4.0, 0.0], [2.0, 0.0]], [[[0.5, 0.5], [0.5, 0.8]], [[1.0, -0.8], [-0.8, 1.0]]]
+    x = 4 * torch.randn(200, 2)
+    parts = [multivariate_normal(m, c).logpdf(x.double()) for m, c in zip(means, covariances, strict=True)]
+    assert_close(two_gaussians().log_prob(x), torch.from_numpy(np.logaddexp(*parts) - np.log(2)).float())
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_data_set_is_split_as_in_the_papers(name, offline, write_mnist, tmp_path):
+    write_mnist(tmp_path, 60_000, 10_000, ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"], FOLDERS[name])
+    data = LOADERS[name](tmp_path)
+    for part, rows in zip(PARTS, (range(50_000), range(50_000, 60_000), range(10_000)), strict=True):
+        (images, labels), expected = data.part(part), torch.tensor(rows)
+        first, second = (images[:, 0, 0, :2] * 255).round().long().T
+        assert images.shape == (len(rows), 1, 28, 28)
+        assert torch.equal(256 * first + second, expected)
+        assert torch.equal(labels, expected % 7)
+    assert (data.name, data.num_classes, offline) == (name, 10, [])
+
+
+@pytest.mark.parametrize("gzipped", [(), [LABELS]])
+def test_files_are_sought_in_the_argument_then_in_vae_data_then_in_data(
+    gzipped, offline, write_mnist, tmp_path, monkeypatch
+):
+    roots = [tmp_path / "argument", tmp_path / "setting", tmp_path / "data"]
+    monkeypatch.setenv("VAE_DATA", str(roots[1]))
+    for root in roots:
+        write_mnist(root, gzipped=gzipped)
+    assert len(load_mnist(roots[0]).test_images) == 3
+    for root in roots:
+        (root / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"damaged")
+    for root in roots:  # the first that has the files is read, damaged or not; without them, the next
+        with pytest.raises(ValueError, match=f"{root.relative_to(tmp_path)}.MNIST.raw.train-images-idx3-ubyte"):
+            load_mnist(roots[0])
+        next(iter(root.glob("MNIST/raw/t10k-labels*"))).unlink()
+    assert not offline
+    with pytest.raises(DataNotFoundError, match=r"no network(?s:.*)Copy the four files(?s:.*)VAE_DATA") as caught:
+        load_mnist(roots[0])
+    assert [folder.parent for folder in offline] == [roots[0]]
+    for needed in (*(str(root / "MNIST" / "raw") for root in roots), *datasets.MNIST_MD5):
+        assert needed in str(caught.value)
+    with pytest.raises(DataNotFoundError, match="typo is no folder"):
+        load_mnist(tmp_path / "typo")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_missing_files_are_downloaded_whole_to_the_first_place(name, offline, write_mnist, tmp_path, monkeypatch):
+    """Nothing of a download that was cut short is taken for MNIST."""
+    source, folder = write_mnist(tmp_path / "elsewhere", folder=FOLDERS[name]), FOLDERS[name]
+    (tmp_path / "argument").mkdir()
+
+    def download(root, download):
+        shutil.copytree(source, f"{root}/{folder}/raw")
+        if cut_short:
+            os.truncate(f"{root}/{folder}/raw/train-images-idx3-ubyte", 9)
+            raise RuntimeError("connection lost")
+
+    monkeypatch.setattr(f"torchvision.datasets.{folder}", download)
+    cut_short = True
+    with pytest.raises(DataNotFoundError, match="connection lost"):
+        LOADERS[name](tmp_path / "argument")
+    cut_short = False
+    assert len(LOADERS[name](tmp_path / "argument").test_images) == 3
+    assert os.listdir(tmp_path / "argument") == [folder]
+
+
+def test_a_damaged_archive_or_a_file_of_other_contents_is_named(offline, write_mnist, tmp_path):
+    path = write_mnist(tmp_path, gzipped=[LABELS]) / f"{LABELS}.gz"
+    whole, others = path.read_bytes(), (path.parent / "train-labels-idx1-ubyte").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-4], b"", b"no archive", whole[:12] + b"\xff" * 8 + whole[20:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{LABELS}.gz is .*fetch it again"):
+            load_mnist(tmp_path)
+    for damaged in (others, others[:-1], b""):  # another file of MNIST, and none of them
+        path.with_suffix("").write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{LABELS} is not .*MD5.*{datasets.MNIST_MD5[LABELS]}.*fetch it again"):
+            load_mnist(tmp_path)
+    assert not offline
+
+
+def test_embedded_images_are_balanced_disjoint_and_have_the_labels_of_their_digits(embedded):
+    """Held-out digits are close to the mean training image of their class: chance would be 10 %."""
+    means = torch.stack([embedded.train_images[embedded.train_labels == k].mean(0).flatten() for k in range(10)])
+    for part, per_class in zip(PARTS, (400, 50, 50), strict=True):
+        images, labels = embedded.part(part)
+        assert torch.bincount(labels).tolist() == [per_class] * 10
+        assert (torch.cdist(images.flatten(1), means).argmin(1) == labels).float().mean() > 0.7
+    images = torch.cat([embedded.part(part)[0] for part in PARTS])
+    assert len({row.tobytes() for row in images.numpy()}) == 5000
+    assert (images.shape, images.min(), images.max()) == ((5000, 1, 28, 28), 0, 1)
+
+
+@pytest.mark.full_mnist
+def test_the_files_hold_the_mnist_that_everyone_knows_and_a_small_vae_learns_it_in_three_epochs():
+    mnist = load_mnist()
+    assert [len(mnist.part(part)[0]) for part in PARTS] == [50_000, 10_000, 10_000]
+    labels, images = (torch.cat([mnist.part(part)[k] for part in ("train", "valid")]) for k in (1, 0))
+    assert torch.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert mnist.test_labels[0] == 7
+    assert images.mean().item() == pytest.approx(0.1307, abs=5e-5)  # the constant of every normalization
+    vae = VAE(Encoder((1, 28, 28), 2, (200, 200)), BernoulliDecoder(2, (1, 28, 28), (200, 200)))
+    generator = torch.Generator().manual_seed(0)
+    valid = binarize(mnist.valid_images, generator)
+    train_m1(vae, Batches(mnist.train_images, 200, generator, transform=binarize), M1Recipe(epochs=3))
+    assert -170 < evaluate_mean(vae.elbo, valid) < -130  # nats; two latents cannot do much better however long

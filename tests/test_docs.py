@@ -1,7 +1,11 @@
-"""The documents: links, anchors, figures, commands and paths exist."""
+"""The repository: documents name what exists, the example runs, and modules know what they may."""
 
+import ast
 import re
 import shlex
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
 MADE = {"results/ssl/fashion-mnist"}  # by commands
+EXAMPLE = ROOT / "examples/own_data.py"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -51,3 +56,65 @@ def test_commands_and_paths_exist(name):
     assert not [path for path in re.findall(code, TEXTS[name]) if not (ROOT / path).exists() and path not in MADE]
     modules = re.findall(r"python -m ((?:experiments|tests|vae)[\w.]*)", TEXTS[name])
     assert all(any((ROOT / m.replace(".", "/")).with_suffix(s).exists() for s in (".py", "")) for m in modules)
+
+
+def test_m2_on_own_images_learns_is_saved_loaded_and_sampled(tmp_path):
+    done = subprocess.run([sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [labels_only, m2] = map(float, re.search(r"test error: labels only (\S+) %, M2 (\S+) %", done.stdout).groups())
+    assert m2 <= labels_only + 2  # of 200 test images: chance alone is a point and a half
+    assert m2 < 15  # guessing the most frequent of 7 classes is wrong in more than 70 %
+    [classes] = re.findall(r"new images are of the classes \[(.*)\]", done.stdout)
+    assert all(0 <= int(k) < 7 for k in classes.split(","))
+    assert "(5, 1, 8, 8)" in done.stdout
+    assert (tmp_path / "own_data.safetensors").exists()
+
+
+MODULES = {f"vae.{path.stem}": ast.parse(path.read_text()) for path in sorted((ROOT / "vae").glob("*.py"))}
+NETWORKS = {"vae.networks", "vae.conv", "vae.gaussian", "vae.models", "vae.stacked"}
+SIZES = {784, 28, 50_000, 10}  # of MNIST: pixels, rows, images, classes
+
+
+def imported(tree):
+    """The modules that a module imports, anywhere in it, and the names that it takes from them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+GRAPH = {name: set(imported(tree)) & MODULES.keys() for name, tree in MODULES.items()}
+
+
+def test_the_library_imports_no_experiments_and_not_itself_in_a_circle():
+    TopologicalSorter(GRAPH).prepare()
+    for name, tree in MODULES.items():
+        names = set(imported(tree))
+        assert not {part.partition(".")[0] for part in names} & {"experiments", "tests", "examples"}, name
+        assert {part for part in names if part.count(".") == 1 and part.startswith("vae.")} <= MODULES.keys(), name
+
+
+@pytest.mark.parametrize("name", ["objectives", "marginalization", "distributions", "plotting", "data", "datasets"])
+def test_theory_data_and_figures_know_no_network(name):
+    seen, to_see = set(), {f"vae.{name}"}
+    while to_see:
+        seen |= to_see
+        to_see = set().union(*(GRAPH[module] for module in to_see)) - seen
+    assert not seen & NETWORKS
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"vae.datasets"}))
+def test_only_the_data_sets_know_their_sizes(name):
+    numbers = {node.value: node.lineno for node in ast.walk(MODULES[name]) if isinstance(node, ast.Constant)}
+    forbidden = SIZES - {10} if name == "vae.plotting" else SIZES  # where 10 is the size of letters
+    assert not {value: line for value, line in numbers.items() if value in forbidden}
+
+
+def test_files_are_read_as_plain_values():
+    for path in (path for folder in ("vae", "experiments") for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        assert not {"pickle", "dill", "shelve", "marshal", "cloudpickle"} & set(imported(tree)), path
+        for call in (ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            assert not call.startswith(("torch.load(", "np.load(")) or "weights_only=True" in call, path

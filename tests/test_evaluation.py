@@ -1,7 +1,7 @@
 """Estimates of log p(x) and of the bound's terms, against models whose log p(x) is known or can be found otherwise."""
 
 import math
-from itertools import cycle, pairwise
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from vae import evaluation
 from vae.data import Batches
 from vae.datasets import two_gaussians
-from vae.distributions import diagonal_normal
 from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder
 from vae.models import VAE
@@ -21,55 +20,31 @@ from vae.networks import BernoulliDecoder, Encoder
 from vae.training import fit
 
 
-class LinearEncoder(nn.Module):
-    """q(z|x) = N(Ax + 0.05, diag(scale²)): near the exact posterior of a LinearDecoder."""
+class NearPosterior(nn.Module):
+    """An encoder that is near the exact posterior of a LinearDecoder."""
 
     def __init__(self, decoder):
         super().__init__()
-        self.x_shape, self.z_dim, weight = (6,), 2, decoder.weight / decoder.scale
-        covariance = (torch.eye(2) + weight.T @ weight).inverse()
-        self.matrix, self.scale = covariance @ weight.T / decoder.scale, 1.3 * covariance.diag().sqrt()
-
-    def forward(self, x):
-        mean = x @ self.matrix.T + 0.05
-        return diagonal_normal(mean, self.scale.expand_as(mean))
+        self.x_shape, self.z_dim, self.forward = (6,), 2, partial(decoder.posterior, shift=0.05, factor=1.3)
 
 
 def linear_vae():
-    """A VAE whose encoder is near the exact posterior, and the exact p(x) = N(0, W Wᵀ + 0.4² I)."""
+    """A VAE whose encoder is near the exact posterior, and the exact p(x)."""
     decoder = LinearDecoder(scale=0.4)
-    covariance = decoder.weight @ decoder.weight.T + 0.16 * torch.eye(6)
-    return VAE(LinearEncoder(decoder), decoder), MultivariateNormal(torch.zeros(6), covariance)
+    return VAE(NearPosterior(decoder), decoder), decoder.marginal()
 
 
 def test_log_likelihood_is_that_of_a_linear_gaussian_model():
-    """Within five standard errors of the estimate, image by image, though the encoder is not exact."""
+    """Within five standard errors, image by image, though the encoder is not exact and chunks are unequal."""
     vae, marginal = linear_vae()
     x = marginal.sample((8,))
-    estimates = torch.stack([log_likelihood(vae, x, 5000, chunk_size=1000) for _ in range(20)])  # (20, 8)
+    estimates = torch.stack([log_likelihood(vae, x, 5000, chunk_size=1900) for _ in range(20)])  # (20, 8)
     standard_error = estimates.std(0) / 20**0.5
     assert standard_error.max() < 0.02
     assert ((estimates.mean(0) - marginal.log_prob(x)).abs() < 5 * standard_error + 1e-3).all()
     with torch.no_grad():
         elbo = torch.stack([vae.elbo(x) for _ in range(500)]).mean(0)
     assert (elbo < marginal.log_prob(x) - 0.01).all()  # the bound itself is not tight here
-
-
-@pytest.mark.parametrize(("num_samples", "chunk_size"), [(1, 100), (300, 100), (250, 100), (99, 100), (7, 1)])
-def test_log_likelihood_counts_every_sample_once_whatever_the_chunks(num_samples, chunk_size, monkeypatch):
-    """Weights 1, 2, 3, … in the order of drawing have a mean that no other number of samples has."""
-    vae, _ = linear_vae()
-    drawn = []
-
-    def bound(x, size):
-        weights = torch.arange(len(drawn) + 1.0, len(drawn) + size + 1)
-        drawn.extend(weights.tolist())
-        return weights.mean().log().expand(len(x))
-
-    monkeypatch.setattr(vae, "importance_weighted_bound", bound)
-    values = log_likelihood(vae, torch.zeros(3, 6), num_samples, chunk_size)
-    assert_close(values.exp(), torch.full((3,), (num_samples + 1) / 2))
-    assert len(drawn) == num_samples
 
 
 @pytest.fixture(scope="module")
@@ -99,41 +74,9 @@ def test_log_likelihood_is_what_a_grid_over_two_latents_sums_to(trained):
     assert standard_error.max() < 0.05
     with torch.no_grad():
         assert (exact - vae.elbo(x)).mean() > 0.05  # the bound is not there yet
-
-
-def annealed_importance_sampling(vae, x, temperatures, chains):
-    """Log-weights (chains, B), of mean weight p(x) (Neal 2001), by Hamiltonian steps from prior to posterior."""
-    z, log_weight = vae.prior.sample((chains, len(x))), torch.zeros(chains, len(x))
-
-    def energy_and_gradient(z, temperature):
-        z = z.detach().requires_grad_()
-        energy = -(vae.prior.log_prob(z) + temperature * vae.decoder(z).log_prob(x))
-        return energy.detach(), torch.autograd.grad(energy.sum(), z)[0]
-
-    for (before, now), step in zip(pairwise(temperatures), cycle((0.02, 0.06, 0.2)), strict=False):
-        with torch.no_grad():
-            log_weight += (now - before) * vae.decoder(z).log_prob(x)
-        momentum, proposal = torch.randn_like(z), z
-        energy, gradient = energy_and_gradient(z, now)
-        start = energy + momentum.square().sum(-1) / 2
-        for _ in range(5):  # leapfrog
-            momentum = momentum - step / 2 * gradient
-            proposal = proposal + step * momentum
-            energy, gradient = energy_and_gradient(proposal, now)
-            momentum = momentum - step / 2 * gradient
-        accepted = torch.rand_like(start).log() < start - energy - momentum.square().sum(-1) / 2
-        z = torch.where(accepted.unsqueeze(-1), proposal, z)
-    return log_weight
-
-
-def test_log_likelihood_agrees_with_annealed_importance_sampling(trained):
-    vae, x = trained
-    temperatures = torch.linspace(0, 1, 100) ** 2
-    runs = annealed_importance_sampling(vae, x, temperatures, chains=250).view(5, 50, len(x))  # five of 50 chains
-    annealed, estimate = (runs.logsumexp(1) - math.log(50)).mean(1), log_likelihood(vae, x, 5000).mean()
-    standard_error = annealed.std() / len(runs) ** 0.5
-    assert standard_error < 0.02
-    assert abs(annealed.mean() - estimate) < 5 * standard_error + 0.01
+    rows = two_gaussians().sample((4000,))
+    best_gaussian = MultivariateNormal(rows.mean(0), rows.T.cov())
+    assert exact.mean() > best_gaussian.log_prob(x).mean() + 0.1  # it learned more than that
 
 
 def test_standard_error_and_error_rate_by_hand():
@@ -157,21 +100,20 @@ def test_evaluate_mean_weighs_all_rows_alike(batch_size):
     assert max(sizes) <= batch_size
 
 
-def test_active_latents_are_those_whose_mean_follows_the_data():
+def test_active_latents_are_those_whose_mean_follows_the_data_by_more_than_a_tenth():
     encoder, x = Encoder((2, 3), 3, [4]), torch.rand(1000, 2, 3).bernoulli()
-    nn.init.zeros_(encoder.network.output.weight)
-    vae = VAE(encoder, BernoulliDecoder(3, (2, 3), [4]))
-    assert active_latents(vae, x).tolist() == []
-    nn.init.ones_(encoder.network.output.weight[1])
-    assert active_latents(vae, x).tolist() == [1]
+    vae, weight = VAE(encoder, BernoulliDecoder(3, (2, 3), [4])), encoder.network.output.weight.data
+    weight.fill_(1)
+    weight[:3] *= torch.tensor([[0.0], [0.09], [0.11]]) / encoder(x).mean.std()
+    assert active_latents(vae, x).tolist() == [2]
 
 
 def test_elbo_terms_are_those_of_the_aggregate_posterior():
-    """q(z) as a mixture from torch.distributions; the bound from the same draws; information at most log N."""
+    """And add up, in any chunks: q(z) as a mixture from torch.distributions, the bound from the same draws."""
     vae, marginal = linear_vae()
     x = marginal.sample((300,))
     torch.manual_seed(1)
-    terms = elbo_terms(vae, x)
+    terms = elbo_terms(vae, x, chunk_size=70)
     torch.manual_seed(1)
     posterior = vae.encoder(x)
     z = posterior.sample()
@@ -182,5 +124,7 @@ def test_elbo_terms_are_those_of_the_aggregate_posterior():
     torch.manual_seed(1)
     with torch.no_grad():
         assert_close(terms["elbo"], vae.elbo(x).mean().item(), rtol=0, atol=1e-3)
+    sum_of_terms = terms["log_likelihood"] - terms["mutual_information"] - terms["kl_to_prior"]
+    assert terms["elbo"] == pytest.approx(sum_of_terms, abs=1e-4)
     assert 0 < terms["mutual_information"] < math.log(300)
     assert -0.1 < terms["kl_to_prior"] < 0.5

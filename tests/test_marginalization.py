@@ -126,12 +126,3 @@ def test_a_sure_classifier_makes_no_denormal_gradients(method):
     assert_close(value, columns[0].expand(6))
     assert gradient[0] == 6
     assert gradient[gradient != 0].abs().min() > 1e-30
-
-
-@pytest.mark.parametrize("method", [marginalize, marginalize_loop, partial(marginalize_topk, k=2)])
-def test_labels_are_where_the_classifier_is(method):
-    def bound(labels):
-        assert labels.device.type == "meta"
-        return torch.zeros((*labels.shape[:-1], 6), device="meta")
-
-    method(bound, Categorical(logits=torch.zeros(6, 4, device="meta"), validate_args=False))

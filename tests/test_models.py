@@ -1,19 +1,21 @@
-"""The models: what they sample, infer and learn from, against linear models that can be solved by hand."""
+"""The models, M1+M2 among them: bounds, gradients, samples, against linear models that can be solved by hand."""
 
+import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Categorical, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from vae.datasets import two_gaussians
 from vae.distributions import diagonal_normal
 from vae.gaussian import GaussianDecoder
+from vae.marginalization import marginalize, marginalize_loop
 from vae.models import VAE, AutoEncoder, ConditionalVAE, SemiSupervisedVAE
 from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
 
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.4])
 
@@ -25,10 +27,6 @@ def m1():
 def m2(label_prior=None):
     encoder, decoder = Encoder(6, 2, [8], 4), BernoulliDecoder(2, 6, [8], 4)
     return SemiSupervisedVAE(encoder, decoder, Classifier(6, 4, [8]), label_prior)
-
-
-def conditional(label_prior=None):
-    return ConditionalVAE(Encoder(6, 2, [8], 4), BernoulliDecoder(2, 6, [8], 4), 4, label_prior)
 
 
 class FixedEncoder(nn.Module):
@@ -45,11 +43,12 @@ class FixedEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """p(x|y, z) = N(Wz + offset[y], s² I), whose expected log-likelihood under a Normal q(z) is known."""
+    """p(x|y, z) = N(Wz + offset[y], s² I); what is known of it without offsets. W's columns are orthogonal."""
 
-    def __init__(self, scale=0.7):
+    def __init__(self, scale=0.7, dtype=torch.float32):
         super().__init__()
-        self.weight, self.offsets, self.scale = torch.randn(6, 2), torch.randn(4, 6), scale
+        columns, _ = torch.linalg.qr(torch.randn(6, 2, dtype=dtype))
+        self.weight, self.offsets, self.scale = columns * torch.tensor([1.5, 0.6]), torch.randn(4, 6), scale
 
     check = staticmethod(lambda x: None)
 
@@ -57,7 +56,19 @@ class LinearDecoder(nn.Module):
         mean = z @ self.weight.T + (0 if y is None else self.offsets[y])
         return diagonal_normal(mean, torch.full_like(mean, self.scale))
 
+    def marginal(self):
+        """p(x)."""
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(6, dtype=self.weight.dtype)
+        return MultivariateNormal(torch.zeros(6, dtype=self.weight.dtype), covariance)
+
+    def posterior(self, x, shift=0.0, factor=1.0):
+        """p(z|x), which is diagonal, or shifted and wider."""
+        variance = 1 / (1 + self.weight.square().sum(0) / self.scale**2)
+        mean = variance * (x @ self.weight) / self.scale**2
+        return diagonal_normal(mean + shift, (factor * variance.sqrt()).expand_as(mean))
+
     def elbo(self, x, posterior, offset=0.0):
+        """E_q(z)[log p(x|z)] − KL(q(z) ‖ p(z)), where z says nothing of `offset`."""
         residual = x - posterior.mean @ self.weight.T - offset
         spread = posterior.variance @ (self.weight**2).sum(0)
         log_likelihood = Normal(0, self.scale).log_prob(residual).sum(1) - spread / (2 * self.scale**2)
@@ -93,50 +104,12 @@ def test_m2_bounds_and_their_gradients_are_unbiased():
     assert_unbiased(model.unlabeled_elbo(many), (q * (exact - q.log())).sum(), model.encoder)
 
 
-@pytest.mark.parametrize("make", [m2, conditional])
-def test_a_label_prior_changes_the_labeled_bound_by_its_logarithm_alone(make):
-    uniform, model, x, y = make().double(), make(PRIOR).double(), torch.rand(8, 6).double(), torch.arange(8) % 4
-    model.load_state_dict(uniform.state_dict() | {"label_logits": model.label_logits})
-    values = []
-    for either in (uniform, model):
-        torch.manual_seed(1)
-        values.append(either.labeled_elbo(x, y))
-    assert_close(values[1] - values[0], (PRIOR[y].double() * 4).log(), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "label_prior", [[0.5, 0.5], [0.2] * 5, [0.5, 0.5, 0, 0], [0.6, 0.6, -0.1, -0.1], [torch.nan] * 4, [PRIOR.tolist()]]
 )
-@pytest.mark.parametrize("make", [m2, conditional])
-def test_a_label_prior_needs_a_probability_above_zero_for_every_class(make, label_prior):
+def test_a_label_prior_needs_a_probability_above_zero_for_every_class(label_prior):
     with pytest.raises(ValueError, match="label_prior must hold 4 probabilities above 0"):
-        make(label_prior)
-
-
-def constant(decoder, logits):
-    """Make the decoder ignore z: its pixels have these logits, of shape (X,), or (K, X) for one row per label."""
-    rows, network = torch.atleast_2d(torch.as_tensor(logits)), decoder.network
-    with torch.no_grad():
-        for parameter in (network.input.weight, network.input.bias, network.output.bias, network.output.weight):
-            parameter.zero_()
-        if network.label_embedding is None:
-            network.output.bias.copy_(rows[0])
-        else:
-            nn.init.eye_(network.label_embedding.weight)
-            network.output.weight[:, : len(rows)] = rows.T
-    return decoder
-
-
-def test_samples_are_binary_and_as_frequent_as_their_mean_says():
-    logits = torch.linspace(-3, 3, 24).view(4, 6)
-    vae, ssl = m1(), m2()
-    constant(vae.decoder, logits[0]), constant(ssl.decoder, logits)
-    for sample, row in ((vae.sample, 0), *((partial(ssl.sample, label=k), k) for k in range(4))):
-        images, p = sample(10_000), logits[row].sigmoid()
-        assert images.shape == (10_000, 6)
-        assert set(images.unique().tolist()) == {0, 1}
-        assert ((images.mean(0) - p).abs() < 5 * (p * (1 - p) / 10_000).sqrt()).all()
-        assert_close(sample(3, mean=True), p.expand(3, 6))
+        m2(label_prior)
 
 
 def assert_label_frequencies(y, probs):
@@ -145,64 +118,57 @@ def assert_label_frequencies(y, probs):
     assert ((frequencies - probs).abs() < 5 * (probs * (1 - probs) / len(y)).sqrt()).all()
 
 
-@pytest.mark.parametrize("make", [m2, conditional])
+def assert_moments(draws, mean, covariance):
+    """Those of a Gaussian, within five standard errors."""
+    variance, num = covariance.diag(), len(draws)
+    error = ((variance.outer(variance) + covariance**2) / num).sqrt()  # of the sample covariance
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / num).sqrt()).all()
+    assert ((draws.T.cov().view_as(covariance) - covariance).abs() < 5 * error).all()
+
+
 @pytest.mark.parametrize("label_prior", [None, PRIOR])
-def test_a_sample_has_the_label_it_is_given_or_one_from_the_prior(make, label_prior):
-    model = make(label_prior)
-    constant(model.decoder, 1e3 * torch.eye(4, 6) - 500)  # a k is an image whose pixel k is white
-    images = model.sample(10_000)
-    assert (images.sum(1) == 1).all()
-    assert_label_frequencies(images.argmax(1), torch.full((4,), 0.25) if label_prior is None else PRIOR)
-    assert model.sample(3, torch.tensor([2, 0, 3])).argmax(1).tolist() == [2, 0, 3]
-    assert model.sample(2, 1, mean=True).tolist() == torch.eye(4, 6)[[1, 1]].tolist()
+def test_a_sample_is_decoded_from_the_priors_draw_and_the_label_that_is_given_or_drawn(label_prior):
+    """With p(x|y, z) = N(z + 100 y, I / 2), where x says which y it is of; its mean has less spread."""
+
+    def decode(z, y=None):
+        mean = z if y is None else z + 100 * y.unsqueeze(1)
+        return diagonal_normal(mean, torch.full_like(mean, 0.5**0.5))
+
+    def labels(x):
+        return (x[:, 0] / 100).round().long()
+
+    vae, with_labels = VAE(Encoder(2, 2, [8]), decode), ConditionalVAE(Encoder(2, 2, [8], 4), decode, 4, label_prior)
+    for mean, variance in ((True, 1), (False, 1.5)):
+        x = with_labels.sample(10_000, mean=mean)
+        assert_label_frequencies(labels(x), torch.full((4,), 0.25) if label_prior is None else PRIOR)
+        for draws in (x - 100 * labels(x).unsqueeze(1), vae.sample(10_000, mean=mean)):
+            assert_moments(draws, torch.zeros(2), variance * torch.eye(2))
+    for label in (1, torch.tensor([2, 0, 3])):
+        assert torch.equal(labels(with_labels.sample(3, label)), torch.as_tensor(label).expand(3))
     for label in (4, -1, torch.tensor([0, 4]), 0.5):
         with pytest.raises(ValueError, match="0…3"):
-            model.sample(2, label)
+            with_labels.sample(2, label)
 
 
-def test_samples_vary_with_a_standard_normal_latent():
-    def decode(z, y=None):
-        return diagonal_normal(z, torch.ones_like(z))  # to z itself
-
-    for model in (VAE(Encoder(2, 2, [8]), decode), ConditionalVAE(Encoder(2, 2, [8], 4), decode, 4)):
-        z = model.sample(10_000, mean=True)
-        assert (z.mean(0).abs() < 5 / 10_000**0.5).all()
-        assert ((z.T.cov() - torch.eye(2)).abs() < 5 * (1 + torch.eye(2)).sqrt() / 10_000**0.5).all()
-
-
-def test_reconstruction_decodes_the_posterior_mean_at_the_inferred_label():
+def test_reconstruction_decodes_the_posterior_mean_at_the_most_probable_label():
     x, vae, ssl = torch.rand(5, 6), m1(), m2()
     assert_close(vae.reconstruct(x), vae.decoder(vae.encoder(x).base_dist.loc).base_dist.probs)
     for row in x.split(1):
         label = ssl.classifier(row).probs[0].argmax()
+        assert ssl.classify(row) == ssl.label_posterior(row).logits.argmax() == label
         z = ssl.encoder(row, label).base_dist.loc
         assert_close(ssl.reconstruct(row), ssl.decoder(z, label).base_dist.probs)
-
-
-def test_the_label_posterior_is_the_classifiers_and_classify_returns_its_most_probable_label():
-    model, x = m2(), torch.eye(6)[[2, 0, 3, 1]]
-    network = model.classifier.network
-    with torch.no_grad():
-        network.input.weight.copy_(torch.eye(8, 6)), network.output.weight.copy_(torch.eye(4, 8))
-        network.input.bias.zero_(), network.output.bias.zero_()  # the logits are now the first four pixels
-    assert_close(model.label_posterior(x).probs, x[:, :4].softmax(1))
-    assert model.classify(x).tolist() == [2, 0, 3, 1]
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_an_auto_encoder_samples_the_gaussian_fitted_to_its_codes(dim):
     matrix = torch.randn(dim, dim)
     model = AutoEncoder(lambda x: x @ matrix, lambda z: diagonal_normal(z, torch.ones_like(z)))  # decodes to z itself
-    with pytest.raises(ValueError, match="by fit_codes first"):
-        model.sample(3)
     x = torch.randn(200, dim) + 3
     model.fit_codes(x)
     z, codes = model.sample(10_000, mean=True), x @ matrix
     covariance = torch.tensor(np.cov(codes.T.numpy())).float().view(dim, dim)
-    variance = covariance.diag()
-    assert ((z.mean(0) - codes.mean(0)).abs() < 5 * (variance / 10_000).sqrt()).all()
-    error = ((variance.outer(variance) + covariance**2) / 10_000).sqrt()  # of a Gaussian's sample covariance
-    assert ((z.T.cov().view(dim, dim) - covariance).abs() < 5 * error).all()
+    assert_moments(z, codes.mean(0), covariance)
 
 
 def test_an_auto_encoder_decodes_its_code_and_samples_binary_pixels():
@@ -213,25 +179,157 @@ def test_an_auto_encoder_decodes_its_code_and_samples_binary_pixels():
     assert set(model.sample(50).unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("make", [m1, m2])
-def test_the_prior_follows_the_model(make):
-    assert make().double().prior.sample().dtype == torch.float64
-    assert make().to("meta").prior.mean.device.type == "meta"
+def networks(dim):
+    """M2's encoder and decoder of `dim` latents of M1."""
+    return Encoder(dim, 2, [4], 4), GaussianDecoder(2, dim, [4], 4)
 
 
-def test_a_small_vae_learns_a_density_that_no_single_gaussian_matches():
-    """On unseen data the ELBO beats the best Gaussian's log-density, and never the true one."""
-    density = two_gaussians()
-    data, unseen = density.sample((4000,)), density.sample((4000,))
-    model = VAE(Encoder(2, 2, [32]), GaussianDecoder(2, 2, [32]))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        (-model.elbo(data[torch.randint(4000, (200,))]).mean()).backward()
-        optimizer.step()
-    with torch.no_grad():
-        elbo, true = model.elbo(unseen), density.log_prob(unseen)
-    gaussian = MultivariateNormal(data.mean(0), data.T.cov()).log_prob(unseen)
-    for better, worse in ((true, elbo), (elbo, gaussian)):
-        gain = better - worse
-        assert gain.mean() > 5 * gain.std() / 4000**0.5
+def stacked(active=(0, 2), label_prior=None):
+    m1 = VAE(Encoder(6, 3, [4]), BernoulliDecoder(3, 6, [4]))
+    m2 = SemiSupervisedVAE(*networks(len(active)), Classifier(len(active), 4, [4]), label_prior)
+    return StackedSemiSupervisedVAE(m1, m2, torch.tensor(active))
+
+
+def skipping(active=(0, 2), label_prior=None):
+    m1 = VAE(Encoder(6, 3, [4]), BernoulliDecoder(3, 6, [4], 4))
+    m2 = ConditionalVAE(*networks(len(active)), 4, label_prior)
+    return SkipSemiSupervisedVAE(m1, m2, torch.tensor(active), Classifier(6, 4, [4]))
+
+
+both = pytest.mark.parametrize("make", [stacked, skipping])
+
+
+def images(num):
+    return torch.rand(num, 6).bernoulli()
+
+
+def seeded(function, *arguments):
+    torch.manual_seed(1)
+    return function(*arguments)
+
+
+@both
+@pytest.mark.parametrize("active", [[1], [1, 0]])
+def test_with_m1s_prior_in_place_of_m2_the_bound_and_its_gradient_are_m1s(make, active):
+    """In closed form, for a linear M1, whose encoder learns from both the likelihood and M2's bound of its latents."""
+    model, x, num = make(active), torch.randn(1, 6), 20_000
+    model.m1 = VAE(FixedEncoder(num), LinearDecoder())
+    encoder, decoder = model.m1.encoder, model.m1.decoder
+
+    def prior(z1, *_):
+        return Normal(0, 1).log_prob(z1).sum(1)
+
+    model.m2.labeled_elbo = model.m2.unlabeled_elbo = model.m2.elbo_given_noise = prior
+    exact = decoder.elbo(x, encoder(x).expand((4,)), 0 if make is stacked else decoder.offsets)  # (4,), of each label
+    assert_unbiased(model.labeled_elbo(x.expand(num, 6), torch.ones(num).long()), exact[1], encoder)
+    q = Categorical(torch.eye(4)[0]) if make is stacked else model.label_posterior(x)
+    bound = (q.probs * exact).sum() + q.entropy().sum()
+    assert_unbiased(model.unlabeled_elbo(x.expand(num, 6)), bound, encoder)
+
+
+@both
+def test_images_without_labels_train_every_part_of_both_models(make):
+    model, x = make(), images(16)
+    model.unlabeled_elbo(x).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert model.unlabeled_elbo(x, lambda bound, q: q.probs[:, 0] * torch.nan).isnan().all()  # the sum is the caller's
+
+
+def test_the_labeled_bound_with_skips_term_by_term():
+    """log p(x|y, z1) + log p(z1|y, z2) + log p(y) − KL(q(z2|z1, y) ‖ p(z2)) + H(q(z1|x)) − KL of the unused."""
+    model, x, y = skipping(label_prior=PRIOR), images(7), torch.arange(7) % 4
+    torch.manual_seed(1)
+    posterior = model.m1.encoder(x).base_dist
+    z, noise = posterior.rsample(), torch.randn(7, 2)
+    z1 = z[:, [0, 2]]
+    posterior2 = model.m2.encoder(z1, y)
+    z2 = posterior2.mean + posterior2.stddev * noise
+    expected = model.m1.decoder(z, y).log_prob(x) + model.m2.decoder(z2, y).log_prob(z1) + PRIOR[y].log()
+    expected -= 0.5 * (posterior2.mean**2 + posterior2.variance - 1 - posterior2.variance.log()).sum(1)
+    expected += (0.5 * math.log(2 * math.pi * math.e) + posterior.stddev[:, [0, 2]].log()).sum(1)
+    expected -= 0.5 * (posterior.mean**2 + posterior.variance - 1 - posterior.variance.log())[:, 1]
+    assert_close(seeded(model.labeled_elbo, x, y), expected)
+
+
+def test_the_unlabeled_bound_with_skips_sums_over_what_the_classifier_of_images_says():
+    model, x = skipping(), images(7)
+    bounds = torch.stack([seeded(model.labeled_elbo, x, torch.full((7,), k)) for k in range(4)], 1)  # (B, K)
+    log_probs = model.classifier(x).logits
+    assert torch.equal(model.label_posterior(x).logits, log_probs)
+    assert torch.equal(model.classify(x), log_probs.argmax(1))
+    assert_close(seeded(model.labeled_elbo, x, torch.arange(4).unsqueeze(1)), bounds.T)
+    for sum_over_labels in (marginalize, marginalize_loop):
+        expected = (log_probs.exp() * (bounds - log_probs)).sum(1)
+        assert_close(seeded(model.unlabeled_elbo, x, sum_over_labels), expected)
+
+
+def test_skips_whose_label_embedding_is_zero_leave_the_bound_of_m1m2():
+    model, x, y = skipping(), images(7), torch.arange(7) % 4
+    nn.init.zeros_(model.m1.decoder.network.label_embedding.weight)
+    plain = stacked()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert_close(seeded(model.labeled_elbo, x, y), seeded(plain.labeled_elbo, x, y))
+
+
+@both
+def test_samples_go_from_y_to_z2_to_z1_to_x(make):
+    """z1's active latents are M2's, the other one M1's; with skips x depends on that same y, too."""
+    model, weight, labels = make([2, 0], PRIOR), torch.tensor([[1.0, 0.5], [-2.0, 0.0]]), []
+    assert model.sample(5).shape == (5, 6)
+    assert set(model.sample(50).unique().tolist()) == {0, 1}
+
+    def decode_z2(z2, y):
+        mean = 100 * y.unsqueeze(1) + z2 @ weight.T
+        return diagonal_normal(mean, torch.full_like(mean, 0.5))
+
+    def decode_z1(z1, y=None):
+        labels.append(y)
+        return diagonal_normal(z1, torch.ones_like(z1))
+
+    model.m2.decoder.forward, model.m1.decoder.forward = decode_z2, decode_z1
+    z1 = model.sample(10_000, mean=True)
+    y = (z1[:, 2] / 100).round().long()
+    assert_label_frequencies(y, PRIOR)
+    noise = torch.cat([z1[:, [2, 0]] - 100 * y.unsqueeze(1), z1[:, 1:2]], 1)
+    covariance = torch.block_diag(weight @ weight.T + 0.25 * torch.eye(2), torch.eye(1))
+    assert_moments(noise, torch.zeros(3), covariance)
+    assert torch.equal(labels[0], y) if make is skipping else labels == [None]
+    given = model.sample(3, torch.tensor([3, 0, 2]), mean=True)
+    assert (given[:, 2] / 100).round().tolist() == [3, 0, 2]
+    for label in (4, -1):
+        with pytest.raises(ValueError, match="0…3"):
+            model.sample(2, label)
+
+
+def test_m1m2_sees_the_active_latents_of_m1():
+    model, x = stacked(), torch.rand(9, 6)
+    posterior = model.m1.encoder(x)
+    expected = torch.cat([posterior.mean[:, [0, 2]], posterior.stddev[:, [0, 2]]], 1)
+    assert_close(model.features(x), expected.detach())
+    assert not model.features(x).requires_grad
+
+
+def test_m1m2_draws_its_features_from_the_posterior_anew():
+    features = torch.tensor([[3.0, -1.0, 0.5, 2.0]]).expand(100_000, 4)
+    draws = StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(0))
+    standard_error = features[0, 2:] / len(draws) ** 0.5
+    assert ((draws.mean(0) - features[0, :2]).abs() < 5 * standard_error).all()
+    assert ((draws.std(0) - features[0, 2:]).abs() < 5 * standard_error).all()
+    again, other = (StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert torch.equal(draws, again)
+    assert not torch.equal(draws, other)
+
+
+def test_m1m2_infers_the_label_at_a_draw_in_training_and_at_the_mean_in_evaluation():
+    model, x, y = stacked(), torch.rand(50, 6), torch.arange(50) % 4
+    nn.init.constant_(model.m1.encoder.network.output.bias[3:], 2)  # a scale of about 7: draws differ
+    mean = model.m1.encoder(x).mean[:, [0, 2]]
+    at_mean = model.m2.classifier(mean).logits
+    one, other = model.train().label_posterior(x).logits, model.label_posterior(x).logits
+    assert len({tuple(logits.argmax(1).tolist()) for logits in (one, other, at_mean)}) == 3
+    assert torch.equal(model.classify(x), at_mean.argmax(1))  # never at a draw
+    model.label_posterior(x).log_prob(y).sum().backward()
+    assert (model.m1.encoder.network.output.bias.grad[[0, 2, 3, 5]] != 0).all()  # M1 learns from labels, too
+    assert_close(model.eval().label_posterior(x).logits, at_mean)
+    assert torch.equal(model.classify(x), at_mean.argmax(1))

@@ -1,19 +1,25 @@
-"""The networks, against their definition by concatenation, and the distributions that they return."""
+"""Networks, plain and convolutional, against their definition; distributions, against the library and integration."""
 
 from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import ContinuousBernoulli as LibrarysContinuousBernoulli
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
 
-from vae.distributions import diagonal_normal
+from vae.conv import ConvNet, DeconvNet
+from vae.distributions import ContinuousBernoulli, IndependentBernoulli, diagonal_normal
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
-from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
+from vae.models import VAE, SemiSupervisedVAE
+from vae.networks import MLP, BernoulliDecoder, Classifier, ContinuousBernoulliDecoder, Encoder
 
+seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 6)
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
+double = {"dtype": torch.float64}
 DECODERS = {
     "Bernoulli": BernoulliDecoder,
     "continuous Bernoulli": ContinuousBernoulliDecoder,
@@ -49,6 +55,7 @@ def test_encoder_and_decoders_say_what_their_network_does_of_input_and_label():
     for make, outputs in (
         (Encoder, lambda base: torch.cat([base.mean, base.stddev.log()], 1)),
         (BernoulliDecoder, lambda base: base.logits),
+        (ContinuousBernoulliDecoder, lambda base: base.logits),
         (GaussianDecoder, lambda base: torch.cat([base.mean, base.stddev[:, :1].log()], 1)),
     ):
         model = make(6, 2, [7], num_classes=4)
@@ -60,29 +67,6 @@ def test_a_label_starts_out_as_visible_as_an_embedding_of_scale_one():
     embeddings = MLP(784, [4000], 2, num_classes=10).label_embedding.weight
     assert abs(embeddings.mean()) < 5 / embeddings.numel() ** 0.5
     assert abs(embeddings.std() - 1) < 5 / (2 * embeddings.numel()) ** 0.5
-
-
-def test_labels_are_neither_forgotten_nor_ignored():
-    y = torch.zeros(3).long()
-    for network, inputs in ((Encoder(4, 2, [5], num_classes=3), {}), (Encoder(4, 2, [5]), {"y": y})):
-        with pytest.raises(ValueError, match="num_classes"):
-            network(torch.randn(3, 4), **inputs)
-
-
-def test_a_bernoulli_decoder_returns_probabilities_and_gives_gray_pixels_their_expected_log_likelihood():
-    for z in (torch.randn(9, 2), torch.randn(4, 9, 2)):
-        likelihood = BernoulliDecoder(2, 6, [7])(z)
-        assert_close(likelihood.log_prob(torch.ones(6)).exp(), likelihood.mean.prod(-1))
-        white, black, gray = (likelihood.log_prob(torch.full((6,), pixel)) for pixel in (1, 0, 0.3))
-        assert_close(gray, 0.3 * white + 0.7 * black)
-
-
-def test_a_continuous_bernoulli_decoder_is_the_bernoulli_decoder_and_its_normalizer():
-    decoder, z, x = ContinuousBernoulliDecoder(2, (2, 3), [7]), torch.randn(4, 9, 2), torch.rand(2, 3)
-    likelihood = decoder(z)
-    assert (likelihood.batch_shape, likelihood.event_shape) == ((4, 9), (2, 3))
-    expected = LibrarysContinuousBernoulli(logits=decoder.network(z)).log_prob(x).sum((-2, -1))
-    assert_close(likelihood.log_prob(x), expected)
 
 
 @pytest.mark.parametrize("x_shape", [(6,), (2, 1, 3)])
@@ -120,6 +104,164 @@ def test_the_optimal_scale_in_evaluation_is_a_density_that_no_longer_sees_its_va
     assert decoder.state_dict()["mean_square"] == kept  # saved and restored with the parameters
 
 
-def test_a_scale_in_closed_form_is_refused_where_labels_are_summed_over():
-    with pytest.raises(ValueError, match=r"num_classes = 3.*SharedGaussianDecoder"):
-        OptimalGaussianDecoder(2, 6, [7], num_classes=3)
+decoders = st.sampled_from(list(DECODERS.values()))
+
+
+@given(seeds, sizes, shapes, decoders, st.sampled_from([torch.float32, torch.float64]))
+def test_bounds_are_one_finite_number_per_image_even_of_black_ones(seed, batch, x_shape, make, dtype):
+    torch.manual_seed(seed)
+    of_any, of_one_scale = make(2, x_shape, [5]), OptimalGaussianDecoder(2, x_shape, [5])
+    vae, optimal = (VAE(Encoder(x_shape, 2, [5]), decoder) for decoder in (of_any, of_one_scale))
+    m2 = SemiSupervisedVAE(Encoder(x_shape, 2, [5], 3), make(2, x_shape, [5], 3), Classifier(x_shape, 3, [5]))
+    models = nn.ModuleList([vae, optimal, m2]).to(dtype)
+    for x in (torch.zeros(batch, *x_shape, dtype=dtype), torch.rand(batch, *x_shape, dtype=dtype)):
+        y = torch.zeros(batch, dtype=torch.long)
+        of_m1 = vae.elbo(x), vae.importance_weighted_bound(x, 3), optimal.elbo(x)
+        bounds = *of_m1, m2.labeled_elbo(x, y), m2.unlabeled_elbo(x)
+        for bound in bounds:
+            assert (bound.shape, bound.dtype) == ((batch,), dtype)
+            assert bound.isfinite().all()
+        total = sum(bound.mean() for bound in bounds)
+        gradients = torch.autograd.grad(total, list(models.parameters()), allow_unused=True)
+        assert all(g.isfinite().all() for g in gradients if g is not None)
+        assert vae.reconstruct(x).shape == m2.reconstruct(x).shape == x.shape
+        assert m2.classify(x).shape == (batch,)
+
+
+conv, deconv = partial(ConvNet, channels=(6, 8)), partial(DeconvNet, channels=(8, 6))
+
+
+def m2(x_shape, num_classes):
+    encoder = Encoder(x_shape, 2, [8], num_classes, network=conv)
+    decoder = BernoulliDecoder(2, x_shape, [8], num_classes, network=deconv)
+    return SemiSupervisedVAE(encoder, decoder, Classifier(x_shape, num_classes, [8], network=conv))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("x_shape", [(3, 32, 32), (1, 29, 27), (3, 8, 5), (2, 1, 6)])
+def test_images_of_any_size_come_back_in_shape_and_learn_from_all_parameters(x_shape, dtype):
+    model, x = m2(x_shape, 4).to(dtype), torch.rand(5, *x_shape, dtype=dtype)
+    assert model.reconstruct(x).shape == model.sample(5).shape == x.shape
+    bound = model.unlabeled_elbo(x)
+    assert (bound.shape, bound.dtype) == ((5,), dtype)
+    bound.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_another_number_of_layers_is_another_number_of_halvings_and_leading_dimensions_stay_apart():
+    encode = ConvNet((3, 20, 9), [8], 2, channels=(6, 7, 8))
+    decode = DeconvNet(2, [8], (3, 20, 9), channels=(8, 7, 6))
+    assert (encode.in_shape, decode.out_shape) == ((8, 3, 2), (8, 3, 2))
+    images, codes = torch.rand(7, 6, 3, 20, 9), torch.randn(7, 6, 2)
+    for network, rows, out_shape in ((encode, images, (2,)), (decode, codes, (3, 20, 9))):
+        each = torch.stack([network(row) for row in rows.flatten(0, 1)])
+        assert_close(network(rows), each.view(7, 6, *out_shape), rtol=1e-5, atol=1e-6)
+        assert each.std(0).max() > 1e-3  # they differ
+
+
+@pytest.mark.parametrize("network", [MLP, conv, deconv])
+def test_labels_pair_with_images_one_by_one_all_with_each_or_some_with_each(network):
+    sizes, x = ((3, 8, 5), [8], 2), torch.rand(6, 3, 8, 5)
+    if network is deconv:
+        sizes, x = (2, [8], (3, 8, 5)), torch.randn(6, 2)
+    network = network(*sizes, num_classes=4)
+    each = torch.stack([network(x, torch.full((6,), k)) for k in range(4)])  # (4, 6, …)
+    assert_close(network(x, torch.arange(4).unsqueeze(1)), each)
+    y = torch.randint(4, (2, 6))
+    assert_close(network(x, y), each[y, torch.arange(6)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x, y).dtype == torch.float32  # densities need it
+    assert (each[0] - each[1]).abs().amax(tuple(range(1, each.dim() - 1))).min() > 1e-4  # every label counts
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_convolutions_run_once_per_image_whatever_the_number_of_labels(num_classes):
+    model, seen = m2((3, 8, 8), num_classes), []
+    first = model.encoder.network.convolutions[0]
+    first.register_forward_hook(lambda layer, x, output: seen.append(len(output)))
+    model.unlabeled_elbo(torch.rand(5, 3, 8, 8))
+    assert seen == [5]
+
+
+LOGITS = torch.tensor([-200.0, -16.0, -3.0, -0.11, -0.09, -1e-4, 0.0, 1e-6, 0.05, 0.0999, 0.1001, 2.0, 30.0, 200.0])
+
+
+def integrate(logits, function=lambda x: 1):
+    """∫ function(x) p(x) dx over [0, 1], in double precision on a grid that is fine near both ends."""
+    t = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    x, width = torch.sigmoid(t), torch.sigmoid(t) * torch.sigmoid(-t)
+    density = ContinuousBernoulli(logits.double().unsqueeze(1)).log_prob(x).exp()
+    return torch.trapezoid(function(x) * density * width, t, dim=1)
+
+
+def test_the_continuous_bernoulli_is_a_density_with_that_mean():
+    assert_close(integrate(LOGITS), torch.ones(len(LOGITS), dtype=torch.float64), rtol=0, atol=2e-3)
+    mean = integrate(LOGITS, lambda x: x)
+    assert_close(ContinuousBernoulli(LOGITS).mean, mean.float(), rtol=0, atol=2e-3)
+
+
+def test_the_continuous_bernoullis_gradient_in_the_logit_is_x_less_the_mean():
+    logits = LOGITS.double().requires_grad_()
+    density = ContinuousBernoulli(logits)
+    density.log_prob(torch.tensor(0.25, dtype=torch.float64)).sum().backward()
+    assert_close(logits.grad, 0.25 - density.mean.detach(), rtol=0, atol=1e-4)
+
+
+def test_the_continuous_bernoullis_samples_have_the_mean_and_stay_in_the_unit_interval():
+    density = ContinuousBernoulli(LOGITS)
+    draws = density.sample((100_000,))
+    assert draws.shape == (100_000, len(LOGITS))
+    assert 0 <= draws.min() <= draws.max() <= 1
+    standard_error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - density.mean).abs() < 5 * standard_error + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "event_dims"),
+    [((3, 784), 1), ((4, 3, 784), 1), ((3, 1), 1), ((2, 3, 113), 1), ((5, 1, 20), 1), ((4, 3, 2, 7, 5), 3)],
+)
+def test_independent_bernoullis_agree_with_the_plain_ones_in_value_and_gradient(shape, event_dims):
+    logits = 8 * torch.randn(shape, dtype=torch.float64)
+    x = torch.rand(3, *shape[-event_dims:], dtype=torch.float64)
+    weight = torch.randn(*shape[: -event_dims - 1], 3, dtype=torch.float64)
+    outcomes = []
+    for make in (IndependentBernoulli, lambda a, dims: Independent(Bernoulli(logits=a, validate_args=False), dims)):
+        leaf = logits.clone().requires_grad_()
+        value = make(leaf, event_dims).log_prob(x)
+        outcomes.append((value.detach(), *torch.autograd.grad((weight * value).sum(), leaf)))
+    assert outcomes[0][0].shape == weight.shape
+    assert_close(*outcomes, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4])
+def test_independent_bernoullis_in_single_precision_at_extreme_logits(logit):
+    logits, x = torch.full((2, 784), logit, requires_grad=True), torch.tensor([[0.0], [1.0]]).expand(2, 784)
+    value = IndependentBernoulli(logits).log_prob(x)
+    exact = Independent(Bernoulli(logits=logits.detach().double()), 1).log_prob(x.double())
+    each = torch.finfo(torch.float32).eps  # σ(|l|) is rounded to this
+    assert_close(value.detach().double(), exact, rtol=1e-6, atol=784 * each)
+    value.sum().backward()
+    assert_close(logits.grad, x - torch.sigmoid(logits.detach()), rtol=0, atol=0)
+
+
+@given(st.floats(-1e4, 1e4), st.sampled_from([0.0, 1.0, 0.5, 1e-3, 254 / 255]))
+def test_pixels_have_finite_log_probabilities_and_gradients_at_any_logit(logit, pixel):
+    for likelihood in (ContinuousBernoulli, lambda logits: IndependentBernoulli(logits.expand(1))):
+        logits = torch.tensor(logit, requires_grad=True)
+        value = likelihood(logits).log_prob(torch.tensor(pixel))
+        value.backward()
+        assert value.isfinite()
+        assert abs(logits.grad) <= 1 + 1e-5  # x less a mean, both in [0, 1]
+    assert value <= 0
+
+
+@given(seeds, sizes, shapes, st.floats(0.01, 100))
+def test_no_common_scale_beats_the_optimal_one(seed, batch, x_shape, factor):
+    torch.manual_seed(seed)
+    decoder, z = OptimalGaussianDecoder(2, x_shape, [3]).double(), torch.randn(batch, 2, **double)
+    mean, x = decoder(z).mean, 3 * torch.randn(batch, *x_shape, **double)
+    best, root_mean_square = decoder(z).log_prob(x).sum(), (x - mean).square().mean().sqrt()
+    assert_close(best, Normal(mean, root_mean_square).log_prob(x).sum())
+    assert best >= Normal(mean, root_mean_square * factor).log_prob(x).sum() - 1e-9

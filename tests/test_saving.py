@@ -22,7 +22,7 @@ from vae.data import binarize
 from vae.datasets import load_mnist
 from vae.evaluation import error_rate, evaluate_mean
 from vae.models import VAE, AutoEncoder, ConditionalVAE, SemiSupervisedVAE
-from vae.networks import MLP, BernoulliDecoder, Classifier, Decoder, Encoder
+from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder
 from vae.recipes import add_skips, build_m1m2, classifier_from_encoder
 from vae.saving import load, load_pretrained
 
@@ -150,14 +150,6 @@ def test_nothing_but_modules_and_activations_is_made(tmp_path):
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none")
-
-
-def test_a_network_made_again_differs_in_what_is_said_and_learns_on_its_own():
-    decoder = Decoder(3, SHAPE, (8, 7), network=SILU)
-    other = decoder.again(num_classes=4)
-    assert other.network.label_embedding.num_embeddings == 4
-    assert [type(layer) for layer in other.network.hidden] == [type(layer) for layer in decoder.network.hidden]
-    assert not torch.equal(other.network.input.weight, decoder.network.input.weight)
 
 
 def test_stored_models_are_those_that_were_trained_in_half_precision_with_their_own_error(
