@@ -21,6 +21,13 @@ SOURCES = {
     "m2-100": NOTEBOOKS / "m2-100.safetensors",
     "m1m2-100": STATE / "ssl/mnist/m1m2-100-0" / MODEL,
 }
+WHAT = {
+    "m1-2d": "M1 with two latents: the plane of digits",
+    "m2-2d": "M2 with two latents, trained with every label: one style, ten digits",
+    "m2-naive": "M2 with 100 labels, trained as the equations say",
+    "m2-100": "M2 with 100 labels, trained in stages: the notebook's short run",
+    "m1m2-100": "M1+M2 with 100 labels, as the paper draws it",
+}
 
 
 def measure(model, data):
@@ -44,7 +51,7 @@ def write(folder=WEIGHTS):
     for name, path in SOURCES.items():
         target = Path(folder) / f"{name}.safetensors"
         model = load(path).half().float()  # what the file will hold
-        about = {"data": data.name, "data_checksum": data.checksum, "license": "MIT"}
+        about = {"what": WHAT[name], "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
         about |= model.about | measure(model, data)
         if "curve" in about:  # of the comparison: validation errors
             about["history"] = [{"error": error} for error in about.pop("curve")]
