@@ -71,6 +71,13 @@ def test_what_a_run_resumes_from_goes_and_its_model_and_its_log_stay(tmp_path):
     torch.testing.assert_close(load(folder / MODEL).state_dict(), model.state_dict())
 
 
+def test_a_look_at_the_processor_draws_no_number():
+    runner.has_bf16.cache_clear()
+    before = torch.get_rng_state()
+    runner.has_bf16()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def train(checkpoint, **options):
     torch.manual_seed(0)
     model, batches = nn.Linear(6, 4), Batches(torch.rand(20, 6), 5, torch.Generator().manual_seed(0))
