@@ -54,6 +54,7 @@ def parse(arguments):
     command("page", "write docs/index.html from the models that come with the package")
     bench = command("bench", "throughput, memory and distance from the machine's limit, beside pythae and Pyro")
     bench.add_argument("--only", nargs="+", help="measure only these, and write nothing")
+    bench.add_argument("--scaling", action="store_true", help="instead, how cost grows, in CPU seconds of one thread")
     return parser.parse_args(arguments)
 
 
@@ -89,6 +90,10 @@ def run(options):
         from experiments import page
 
         page.write()
+    elif options.scaling:
+        from experiments.bench.run import scaling
+
+        scaling()
     else:
         from experiments.bench.run import bench
 
