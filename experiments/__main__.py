@@ -56,6 +56,7 @@ def parse(arguments):
     either = bench.add_mutually_exclusive_group()
     either.add_argument("--only", nargs="+", help="measure only these, and write nothing")
     either.add_argument("--answer", action="store_true", help="instead, test error against CPU minutes of training")
+    either.add_argument("--scaling", action="store_true", help="instead, how cost grows, in CPU seconds of one thread")
     return parser.parse_args(arguments)
 
 
@@ -95,6 +96,10 @@ def run(options):
         from experiments.bench.answer import answer
 
         answer()
+    elif options.scaling:
+        from experiments.bench.run import scaling
+
+        scaling()
     else:
         from experiments.bench.run import bench
 

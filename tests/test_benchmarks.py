@@ -136,9 +136,8 @@ def test_a_smoke_run_leaves_file_and_figure(smoke, capsys):
     result = json.loads((smoke / "results/bench.json").read_text())
     committed = json.loads((Path(__file__).parents[1] / "results/bench.json").read_text())
     assert result.keys() == committed.keys()
-    assert result["measurements"][0].keys() == committed["measurements"][0].keys()
+    assert result["measurements"][0].keys() == committed["measurements"][0].keys() | {"x_shape"}
     assert {(r["what"], r["threads"]) for r in result["measurements"]} >= {("m1", 1), ("iwae", 2), ("m2_loop", 1)}
-    assert [r["num_classes"] for r in result["scaling"]["num_classes"]] == [2, 4]
     ratios, output = result["ratios"], capsys.readouterr().out
     assert all(0 < ratio < math.inf for ratio in ratios.values())
     assert ratios.keys() >= {"m1_fp32_of_limit", "m2_exact_fp32_of_limit"}
@@ -146,6 +145,16 @@ def test_a_smoke_run_leaves_file_and_figure(smoke, capsys):
         missing = what in MISSING
         assert (f"LEFT OUT: {what}" in output) == (not any(name.endswith(peer) for name in ratios)) == missing
     assert (smoke / "_images/throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_how_cost_grows_is_a_file_of_its_own(smoke):
+    main(["bench", "--scaling"])
+    scaling = json.loads((smoke / "results/bench-scaling.json").read_text())["scaling"]
+    assert [(r["what"], r["num_classes"]) for r in scaling["num_classes"]] == [
+        (what, n) for what in ("m2_exact", "m2_topk") for n in (2, 4)
+    ]
+    assert [r["x_shape"] for r in scaling["x_shape"]] == [[784], [1, 5, 6]]
+    assert all(r["cpu_seconds_per_1000_images"] > 0 for records in scaling.values() for r in records)
 
 
 def test_part_of_it_writes_nothing(smoke, capsys):

@@ -5,6 +5,7 @@ avoided, at the rate of one large copy: Adam's state and the pixels' likelihood.
 the rest (activations, noise, binarization, Python) in no time.
 """
 
+import math
 from dataclasses import replace
 from functools import cache, partial
 
@@ -20,7 +21,7 @@ SAME_TASK = {"pythae_m1": "m1", "pyro_m2": "m2_exact", "m2_loop": "m2_exact", "m
 @cache
 def count_flops(case):
     """Return the floating-point operations of the matrix products in one step, backward included."""
-    step = build_step(case, random_images())
+    step = build_step(case, random_images(x_shape=case.x_shape))
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -29,11 +30,11 @@ def count_flops(case):
 def count_bytes(case):
     """Return the bytes that a step of ours has to read or write.
 
-    The likelihood reads logits (rows, 784) and pixels (B, 784); training reads both again and writes the logits'
+    The likelihood reads logits (rows, X) and pixels (B, X); training reads both again and writes the logits'
     gradient. Adam reads parameter, gradient and two moments, and writes all but the gradient: seven float32 numbers.
     """
     rows = case.batch * {"m2_exact": case.num_classes, "m2_topk": 2, "iwae": case.num_samples}.get(case.what, 1)
-    row_bytes = 784 * DTYPES[case.dtype].itemsize
+    row_bytes = math.prod(case.x_shape) * DTYPES[case.dtype].itemsize
     if case.what in EVALUATIONS:
         return row_bytes * (rows + case.batch)
     num_parameters = sum(p.numel() for p in build_model(case).parameters())

@@ -15,12 +15,13 @@ class Plan:
     large_batch: int = 1000  # of the ratios of the top-k estimate
     rounds: int = 5
     seconds: float = 0.25  # for each case in each round, at least one step
-    scaling: tuple = (  # what grows, the step, its batch, and the values
-        ("num_classes", "m2_exact", 100, (2, 5, 10, 20, 50, 100, 200)),
-        ("num_classes", "m2_chunked", 100, (20, 50, 100, 200)),
-        ("batch", "m1", 500, (20, 100, 500, 2000, 8000)),
-        ("z_dim", "m1", 500, (2, 10, 50, 200, 1000)),
-        ("num_samples", "iwae", 100, (1, 10, 100, 1000)),
+    scaling_rounds: int = 3
+    scaling: tuple = (  # what grows, the steps, their batch, and the values
+        ("num_classes", ("m2_exact", "m2_chunked", "m2_topk"), 100, (10, 100, 1000)),
+        ("x_shape", ("m2_topk",), 100, ((784,), (1, 28, 28), (3, 32, 32), (3, 64, 64))),
+        ("batch", ("m1",), 500, (20, 100, 500, 2000)),
+        ("z_dim", ("m1",), 500, (2, 50, 200, 1000)),
+        ("num_samples", ("iwae",), 100, (1, 10, 100)),
     )
 
     def pairs(self):
@@ -62,5 +63,6 @@ SMOKE = Plan(
     large_batch=40,
     rounds=2,
     seconds=0.01,
-    scaling=(("num_classes", "m2_exact", 4, (2, 4)), ("num_samples", "iwae", 4, (1, 3))),
+    scaling_rounds=1,
+    scaling=(("num_classes", ("m2_exact", "m2_topk"), 4, (2, 4)), ("x_shape", ("m2_topk",), 4, ((784,), (1, 5, 6)))),
 )

@@ -28,7 +28,7 @@ ANSWERS = {
 
 def line(r):
     """Return the record `r` as one line below HEADER, with what of the rest is not as in most cases."""
-    rest = ("device", "mode", "num_classes", "z_dim", "num_samples")
+    rest = ("device", "mode", "num_classes", "z_dim", "num_samples", "x_shape")
     return ROW.format(**r) + "".join(f"  {name} = {r[name]}" for name in rest if r[name] != getattr(Case, name))
 
 

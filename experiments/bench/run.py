@@ -1,12 +1,14 @@
 """Throughput, memory and distance from the machine's limit, beside pythae and Pyro: `python -m experiments bench`.
 
-Writes results/bench.json and _images/throughput.png; a smoke run, in which all is tiny, writes to preview/smoke.
-Numbers of one run belong together: its cases took turns. Those of two runs on a shared machine may not compare.
+Writes results/bench.json and _images/throughput.png; with --scaling, how cost grows to results/bench-scaling.json. A
+smoke run, in which all is tiny, writes to preview/smoke. Numbers of one run belong together: its cases took turns.
+Those of two runs on a shared machine may not compare.
 """
 
 import os
 import platform
 import re
+import time
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
@@ -40,14 +42,13 @@ class Bench:
         self.plan, self.measurements, self.scaling, self.ratios, self.left_out = plan, [], defaultdict(list), {}, []
         self.rates = defaultdict(list)  # (device, threads, "fp32", "bf16" or "copy") -> one value per round
 
-    def group(self, cases):
+    def group(self, cases, rounds, clock=time.perf_counter):
         """Measure cases of one device and number of threads, in turns with what sets their limit; return records."""
         device, threads = cases[0].device, cases[0].threads
         torch.set_num_threads(threads)
         calls, work = limiting_calls({case.dtype: None for case in cases}, device)
-        images = random_images(device)
-        calls |= {case: build_step(case, images) for case in cases}
-        times = interleave(calls, self.plan.rounds, self.plan.seconds)
+        calls |= {case: build_step(case, random_images(device, x_shape=case.x_shape)) for case in cases}
+        times = interleave(calls, rounds, self.plan.seconds, clock)
         rates = {name: [work[name] / seconds for seconds in times[name]] for name in work}
         for name, values in rates.items():
             self.rates[device, threads, name] += values
@@ -67,7 +68,7 @@ class Bench:
         return records
 
     def grid(self, names):
-        """Measure everything but how cost grows."""
+        """Measure throughput, memory and limits of every batch size."""
         what, dtypes = [name for name in names if name not in MISSING], list(DTYPES)
         self.left_out += [f"{w}: not installed; pip install '.[bench]'" for w in names if w in MISSING]
         times = interleave(limiting_calls(DTYPES, "cpu")[0], rounds=3, seconds=0.01)
@@ -78,17 +79,22 @@ class Bench:
         print(*(f"LEFT OUT: {text}" for text in self.left_out), HEADER, sep="\n", flush=True)
         gpu_groups = self.plan.gpu_grid(what) if torch.cuda.is_available() else []
         for cases in filter(None, self.plan.grid(what, dtypes) + gpu_groups):
-            self.measurements += self.group(cases)
+            self.measurements += self.group(cases, self.plan.rounds)
         for case in (Case("m1", self.plan.batch), Case("m2_exact", self.plan.batch)):
             near = [r["fraction_of_limit"] for r in self.measurements if vars(case).items() <= r.items()]
             self.ratios |= {f"{case.what}_fp32_of_limit": fraction for fraction in near}
 
     def scale(self):
-        """Measure how speed and memory change with the number of labels, latents, samples and images."""
-        for name, what, batch, values in self.plan.scaling:
-            records = self.group([Case(what, **{"batch": batch, name: n}) for n in values])
-            keys = ("what", "batch", name, "images_per_second", "peak_mib", "fraction_of_limit")
-            self.scaling[name] += [{key: record[key] for key in keys} for record in records]
+        """Measure how time and memory grow with labels, pixels, images, latents and samples, in one thread.
+
+        Time is the processor's, which other programs on the machine change least.
+        """
+        for name, steps, batch, values in self.plan.scaling:
+            cases = [Case(what, **{"batch": batch, "threads": 1, name: n}) for what in steps for n in values]
+            for record in self.group(cases, self.plan.scaling_rounds, time.process_time):
+                kept = {key: record[key] for key in ("what", "batch", name, "peak_mib", "fraction_of_limit")}
+                seconds = {"cpu_seconds_per_1000_images": 1000 / record["images_per_second"]}
+                self.scaling[name].append(kept | seconds)
 
     def median_rates(self, names, unit):
         """Return records of the measured rates called `names`, in billions per second."""
@@ -107,15 +113,23 @@ class Bench:
             "measurements": self.measurements,
             "gemm": self.median_rates(DTYPES, "gflop_per_second"),
             "bandwidth": self.median_rates(["copy"], "gb_per_second"),
-            "scaling": self.scaling,
             "left_out": self.left_out,
             "machine": machine(),
             "versions": runner.versions() | peers,
         }
 
 
+def scaling():
+    """Measure how cost grows, print a table, and write the file."""
+    run = Bench(SMOKE if runner.SMOKE else Plan())
+    print(HEADER)
+    run.scale()
+    result = {"scaling": run.scaling, "machine": machine(), "versions": runner.versions()}
+    runner.write_result(result, runner.RESULTS / "bench-scaling.json")
+
+
 def bench(only):
-    """Measure and print a table; unless it is of the steps `only`, measure scaling too, and write file and figure.
+    """Measure and print a table; unless it is of the steps `only`, write file and figure.
 
     Raises UserError for a name that there is not.
     """
@@ -125,7 +139,6 @@ def bench(only):
     run = Bench(SMOKE if runner.SMOKE else Plan())
     run.grid(only or WHAT)
     if not only:
-        run.scale()
         runner.write_result(run.result(), runner.RESULTS / "bench.json")
         with atomic_path(runner.ROOT / "_images" / "throughput.png") as partial:
             figure = throughput(run.measurements, run.plan.batch)

@@ -3,18 +3,19 @@
 import importlib
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import chain, repeat
 
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
+from vae.conv import ConvNet, DeconvNet
 from vae.data import Batches, binarize
 from vae.evaluation import evaluate_mean, log_likelihood
 from vae.marginalization import marginalize, marginalize_loop, marginalize_topk
 from vae.models import VAE, SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
+from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder
 
 MARGINALIZATIONS = {
     "m2_exact": marginalize,
@@ -43,29 +44,37 @@ class Case:
     z_dim: int = 50
     num_samples: int = 20  # of "iwae"
     threads: int = THREADS
+    x_shape: tuple = (784,)  # or (C, H, W), for convolutional networks
 
     def autocast(self):
         """Run the layers in this case's precision."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bf16")
 
 
-def random_images(device="cpu", rows=10_000):
-    """Return images (rows, 784) of random black and white pixels, as many of them white as in MNIST."""
+@cache
+def random_images(device="cpu", rows=10_000, x_shape=(784,)):
+    """Return images (rows, *x_shape) of random black and white pixels, as many of them white as in MNIST."""
     generator = torch.Generator(device).manual_seed(0)
-    return (torch.rand(rows, 784, generator=generator, device=device) < 0.13).float()
+    return torch.rand(rows, *x_shape, generator=generator, device=device).lt_(0.13)  # in place: see `peak_mib`
 
 
 def build_model(case):
-    """Return the untrained model: M1 784-500-500-z, or M2 with one hidden layer of 500 in each network."""
-    z_dim, num_classes = case.z_dim, case.num_classes
+    """Return the untrained model: M1 784-500-500-z, or M2 with one hidden layer of 500 in each network.
+
+    For images (C, H, W), convolutions stand before them, or behind.
+    """
+    x_shape, z_dim, num_classes = case.x_shape, case.z_dim, case.num_classes
+    encode, decode = (MLP, MLP) if len(x_shape) == 1 else (ConvNet, DeconvNet)
     if case.what not in MARGINALIZATIONS:
-        return VAE(Encoder(784, z_dim, [500, 500]), BernoulliDecoder(z_dim, 784, [500, 500])).to(case.device)
-    networks = Encoder(784, z_dim, [500], num_classes), BernoulliDecoder(z_dim, 784, [500], num_classes)
-    return SemiSupervisedVAE(*networks, Classifier(784, num_classes, [500])).to(case.device)
+        encoder = Encoder(x_shape, z_dim, [500, 500], network=encode)
+        return VAE(encoder, BernoulliDecoder(z_dim, x_shape, [500, 500], network=decode)).to(case.device)
+    encoder = Encoder(x_shape, z_dim, [500], num_classes, network=encode)
+    decoder = BernoulliDecoder(z_dim, x_shape, [500], num_classes, network=decode)
+    return SemiSupervisedVAE(encoder, decoder, Classifier(x_shape, num_classes, [500], encode)).to(case.device)
 
 
 def build_training(case, lr=1e-3, total_steps=1_000_000):
-    """Return what `vae.training.fit` does with a batch (B, 784), of M1 or of M2 without labels; it returns the loss."""
+    """Return what `vae.training.fit` does with a batch (B, *X), of M1 or of M2 without labels; it returns the loss."""
     model = build_model(case)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps)
@@ -92,7 +101,7 @@ def build_training(case, lr=1e-3, total_steps=1_000_000):
 
 
 def build_evaluation(case):
-    """Return M1's evaluation of x (B, 784): the ELBO ("evaluation"), or log p(x) from samples ("iwae")."""
+    """Return M1's evaluation of x (B, *X): the ELBO ("evaluation"), or log p(x) from samples ("iwae")."""
     model = build_model(case).eval()
     if case.what == "iwae":
         evaluate = partial(log_likelihood, model, num_samples=case.num_samples)
