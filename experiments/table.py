@@ -63,13 +63,13 @@ TRIAL_NAMES = {
     "m1m2_one_scale": "– one scale for all latents in M2's decoder, not one each",
     "m1m2_50_labeled": "– 50 labelled and 450 unlabelled rows in a batch, not 1 and 499",
 }
-LABELS = {  # at the ends of the figure's lines
-    "mlp": "labels only",
-    "m1knn": "M1 + nearest neighbour",
-    "m1svm": "M1 + SVM",
-    "m2": "M2",
-    "m1m2": "M1+M2",
-    "m1m2_skips": "M1+M2 with skips",
+LABELS = {  # at the ends of the figure's lines, and how many points higher
+    "mlp": ("labels only", 0),
+    "m1knn": ("M1 + nearest neighbour", 0),
+    "m1svm": ("M1 + SVM", 8),
+    "m2": ("M2", 0),
+    "m1m2": ("M1+M2", -4),
+    "m1m2_skips": ("M1+M2 with skips", 0),
 }
 LINE_COLORS = dict(zip(("m2", "m1m2", "m1m2_skips"), COLORS, strict=False))
 
@@ -151,8 +151,9 @@ def errors_against_labels(results):
         errors = test_errors(cells)
         _error_bars(axis, errors, fmt="o-", label=NAMES[method], **style)
         last = max(errors)
-        offset = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axis.annotate(LABELS[method], (last, errors[last][0]), color=style["color"], **offset)
+        text, higher = LABELS[method]
+        offset = {"xytext": (8, higher), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axis.annotate(text, (last, errors[last][0]), color=style["color"], **offset)
         if method in PAPER and method in LINE_COLORS:
             _error_bars(axis, PAPER[method], fmt="s:", alpha=0.6, **style)
     axis.plot([], [], "s:", color="0.4", label="the paper")
