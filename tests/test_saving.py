@@ -162,6 +162,7 @@ def test_stored_models_are_those_that_were_trained_in_half_precision_with_their_
     }
     paths = {name: tmp_path / "trained" / name for name in models}
     monkeypatch.setattr(weights, "SOURCES", paths)
+    monkeypatch.setattr(weights, "WHAT", {name: f"one that {name}" for name in models})
     add_data(replace(stripes, name="mnist"))
     models["bounds"].save(paths["bounds"])
     with pytest.raises(UserError, match=r"classifies is not trained yet: there is no .*run "):
@@ -173,6 +174,7 @@ def test_stored_models_are_those_that_were_trained_in_half_precision_with_their_
         assert (tmp_path / "weights" / f"{name}.safetensors").stat().st_size < paths[name].stat().st_size
         assert torch.equal(stored.encoder.network.input.weight, model.encoder.network.input.weight.half().float())
         assert stored.about["data_checksum"] == stripes.checksum
+        assert stored.about["what"] == f"one that {name}"
         if name == "classifies":
             assert stored.about["history"] == [{"error": 9.5}]
             assert stored.about["test_error"] == round(error_rate(stored.classify, *stripes.part("test")), 2)

@@ -61,14 +61,14 @@ def load(path):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["checksum"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
-        model = build(header["architecture"])
+        model, about = build(header["architecture"]), header["about"]
         half = (torch.float16, torch.bfloat16)
         model.load_state_dict({n: t.float() if t.dtype in half else t for n, t in tensors.items()}, assign=True)
     except FileNotFoundError:
         raise
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable model ({error}); save or fetch it again") from error
-    model.about = header["about"]
+    model.about = about
     return model.eval()
 
 
