@@ -28,6 +28,7 @@ weights: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
+	$(BIN)/python -m experiments bench --scaling
 
 test: .venv/installed
 	$(BIN)/ruff check .

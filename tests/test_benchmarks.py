@@ -16,6 +16,7 @@ from experiments.bench.limits import count_bytes, count_flops, step_cost
 from experiments.bench.measure import interleave, median_ratio, peak_mib
 from experiments.bench.report import minutes_to, times_to_errors
 from experiments.bench.steps import MISSING, PEERS, Case, build_model, build_training, random_images
+from vae.conv import ConvNet
 from vae.data import Batches, binarize
 from vae.training import fit
 
@@ -32,6 +33,13 @@ def test_m2_computes_the_wide_products_of_its_images_once(what, labels):
     of_images = 3 * (2 * 784 * 500 + 500 * 10) - 2 * 784 * 500
     of_labels = 3 * (500 * 100 + 50 * 500 + 500 * 784)
     assert count_flops(Case(what, 20)) == 2 * 20 * (of_images + labels * of_labels)
+
+
+def test_images_of_a_shape_get_convolutions_whose_cost_is_that_of_their_pixels():
+    small, large = (Case("m2_topk", 4, x_shape=(3, n, n)) for n in (16, 32))
+    assert isinstance(build_model(small).encoder.network, ConvNet)
+    assert 3.5 < count_flops(large) / count_flops(small) < 4
+    assert count_bytes(small) > 4 * 4 * 3 * 16 * 16
 
 
 def test_a_step_needs_its_products_its_optimizer_and_its_likelihood():
@@ -54,6 +62,8 @@ def test_calls_take_turns():
     times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=0)
     assert "".join(order[-6:]) == "ababab"
     assert {name: len(rounds) for name, rounds in times.items()} == {"a": 3, "b": 3}
+    clock = iter(range(0, 100, 2)).__next__  # 2 later each time: one call seems to take 2, and two fill 4
+    assert interleave({"a": int}, rounds=2, seconds=4, clock=clock) == {"a": [1, 1]}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -161,8 +161,8 @@ def test_speed(what):
 def test_how_cost_grows():
     scaling = json.loads((ROOT / "results/bench-scaling.json").read_text())["scaling"]
     for record in (record for records in scaling.values() for record in records):
-        assert f"| {record['cpu_seconds_per_1000_images']:.2f} |" in PAGES["scale"]
-        assert record["what"] in ("m1", "iwae") or f"| {record['peak_mib']:,.0f} |" in PAGES["scale"]
+        seconds = f"{record['cpu_seconds_per_1000_images']:#.2g}".rstrip(".")
+        assert f"| {seconds} | {record['peak_mib']:,.0f} |" in PAGES["scale"]
 
 
 def test_the_time_to_an_answer():
