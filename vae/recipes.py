@@ -140,14 +140,15 @@ class M2Recipe(Recipe):
     linear_probe: bool = False
 
 
-def m2_loss(model, batches, recipe):
+def m2_loss(model, batches, recipe, marginalize=None):
     """Return the loss of M2 or M1+M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9].
 
-    It is minus `objectives.m2_objective`, which is the higher the better.
+    It is minus `objectives.m2_objective`, which is the higher the better. The sum over labels is the recipe's, by
+    `marginalize_topk`, unless another `marginalize` is given.
     """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * batches.num_rows
-    marginalize = partial(marginalize_topk, k=recipe.topk)
+    marginalize = marginalize or partial(marginalize_topk, k=recipe.topk)
 
     def loss(batch):
         x, y, x_unlabeled = batch
