@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from importlib import import_module
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,50 +61,53 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def run(options):
-    """Do what the command line says. Each command imports what it needs."""
-    if options.command == "ssl":
-        from experiments import runner, ssl
+def run_ssl(options):
+    """Complete the semi-supervised comparison."""
+    from experiments import runner, ssl
 
-        cells = ssl.cells_of(options.methods, options.labels or ssl.LABELS, options.splits or ssl.SPLITS)
-        ssl.run(options.data, cells, options.jobs, options.scheduler, runner.RESULTS, runner.STATE)
-    elif options.command == "m1":
-        from experiments import m1, runner
+    cells = ssl.cells_of(options.methods, options.labels or ssl.LABELS, options.splits or ssl.SPLITS)
+    ssl.run(options.data, cells, options.jobs, options.scheduler, runner.RESULTS, runner.STATE)
 
-        names = dict.fromkeys(run for name in options.names or m1.GROUPS for run in m1.runs_of(name))
-        jobs = m1.jobs(names)
-        for data in {job.config.data for job in runner.missing_jobs(jobs, runner.RESULTS)} - {m1.TOY}:
-            runner.load_data(data)
-        with runner.workers(options.jobs, options.scheduler) as parallel:
-            runner.run_jobs(jobs, parallel, runner.RESULTS, runner.STATE)
-    elif options.command == "table":
-        from experiments import table
 
-        table.write()
-    elif options.command == "notebooks":
-        from experiments import execute
+def run_m1(options):
+    """Complete the runs of M1."""
+    from experiments import m1, runner
 
-        execute.run(options.paths)
-    elif options.command == "weights":
-        from experiments import weights
+    names = dict.fromkeys(run for name in options.names or m1.GROUPS for run in m1.runs_of(name))
+    jobs = m1.jobs(names)
+    for data in {job.config.data for job in runner.missing_jobs(jobs, runner.RESULTS)} - {m1.TOY}:
+        runner.load_data(data)
+    with runner.workers(options.jobs, options.scheduler) as parallel:
+        runner.run_jobs(jobs, parallel, runner.RESULTS, runner.STATE)
 
-        weights.write()
-    elif options.command == "page":
-        from experiments import page
 
-        page.write()
-    elif options.answer:
+def run_notebooks(options):
+    """Run notebooks and rewrite them."""
+    from experiments import execute
+
+    execute.run(options.paths)
+
+
+def run_bench(options):
+    """Measure what the options say."""
+    if options.answer:
         from experiments.bench.answer import answer
 
-        answer()
-    elif options.scaling:
-        from experiments.bench.run import scaling
+        return answer()
+    from experiments.bench.run import bench, scaling
 
-        scaling()
+    return scaling() if options.scaling else bench(options.only)
+
+
+RUN = {"ssl": run_ssl, "m1": run_m1, "notebooks": run_notebooks, "bench": run_bench}
+
+
+def run(options):
+    """Do what the command line says; a command that is not in RUN is a module's `write`. Each imports what it needs."""
+    if options.command in RUN:
+        RUN[options.command](options)
     else:
-        from experiments.bench.run import bench
-
-        bench(options.only)
+        import_module(f"experiments.{options.command}").write()
 
 
 def main(arguments=None):
