@@ -117,6 +117,12 @@ def write_result(result, path):
         partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def write_figure(figure, path):
+    """Write a Matplotlib figure to `path` as a PNG, atomically; the same figure gives the same bytes."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+
+
 @contextlib.contextmanager
 def one_thread():
     """Compute on one thread, and let what scikit-learn runs in parallel run in order: Dask might wait for itself."""

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 
-from experiments.runner import UserError
+from experiments.runner import UserError, write_figure
 from experiments.ssl import read_results
 from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
@@ -207,9 +207,7 @@ def write(docs=DOCS, images=Path("_images")):
     results = read_results(RESULTS, NAMES)
     if not results:
         raise UserError(f"there are no results in {RESULTS.absolute()}; run python -m experiments ssl first")
-    figure = errors_against_labels(results)
-    with atomic_path(images / "m2-error-vs-labels.png") as partial:
-        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+    write_figure(errors_against_labels(results), images / "m2-error-vs-labels.png")
     for name, by_marker in tables(RESULTS).items():
         page = docs / f"{name}.md"
         with atomic_path(page) as partial:

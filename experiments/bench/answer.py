@@ -18,7 +18,6 @@ from experiments.bench.report import errors_over_time, times_to_errors
 from experiments.bench.run import machine
 from experiments.methods import M2, METHODS, PLAIN
 from experiments.ssl import draw_task
-from vae.checkpoint import atomic_path
 from vae.evaluation import error_rate
 from vae.recipes import M1Recipe
 
@@ -99,7 +98,5 @@ def answer():
         runner.run_jobs(jobs, parallel, runner.STATE, runner.STATE)
     results = [runner.finished_result(job, runner.STATE) for job in jobs]
     runner.write_result({"runs": results, "machine": machine()}, runner.RESULTS / "answer.json")
-    with atomic_path(runner.ROOT / "_images" / "error-vs-cpu-minutes.png") as partial:
-        figure = errors_over_time(results, THRESHOLDS)
-        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+    runner.write_figure(errors_over_time(results, THRESHOLDS), runner.ROOT / "_images" / "error-vs-cpu-minutes.png")
     print(*times_to_errors(results, THRESHOLDS), sep="\n")

@@ -22,7 +22,6 @@ from experiments.bench.measure import interleave, median_ratio, peak_mib
 from experiments.bench.plan import SMOKE, Plan
 from experiments.bench.report import HEADER, line, throughput
 from experiments.bench.steps import DTYPES, MISSING, WHAT, Case, build_step, random_images
-from vae.checkpoint import atomic_path
 
 SLOW_BF16 = 4  # times slower than fp32: beyond that, the processor only imitates bf16
 
@@ -140,7 +139,6 @@ def bench(only):
     run.grid(only or WHAT)
     if not only:
         runner.write_result(run.result(), runner.RESULTS / "bench.json")
-        with atomic_path(runner.ROOT / "_images" / "throughput.png") as partial:
-            figure = throughput(run.measurements, run.plan.batch)
-            figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+        figure = throughput(run.measurements, run.plan.batch)
+        runner.write_figure(figure, runner.ROOT / "_images" / "throughput.png")
     print(*(f"{name}: {value:.3g}" for name, value in run.ratios.items()), sep="\n")
