@@ -251,10 +251,12 @@ MORE = {  # with one thing more
     "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
     "m1m2_joint_longer": replace(_JOINT, recipe=replace(_JOINT.recipe, joint_epochs=64)),
 }
-LONG = {  # run only by name: M2 as the authors train it, looked at after 2,520, 30,240 and 302,400 updates
-    "m2_plain_5": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=5)),
+LONG = {  # run only by name: M2 as the authors train it, for 30,240 and 302,400 updates
     "m2_plain_60": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=60)),
     "m2_plain": PLAIN,
+    "m2_plain_500": replace(  # 100,000 updates of 500 gray images, as in a published log of a reproduction
+        PLAIN, transform="none", unlabeled_batch_size=499, recipe=replace(PLAIN.recipe, unfrozen_epochs=1000)
+    ),
 }
 _SHORT = replace(DEEP, recipe=replace(DEEP.recipe, epochs=60))
 
