@@ -254,8 +254,8 @@ MORE = {  # with one thing more
 LONG = {  # run only by name: M2 as the authors train it, for 30,240 and 302,400 updates
     "m2_plain_60": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=60)),
     "m2_plain": PLAIN,
-    "m2_plain_500": replace(  # 100,000 updates of 500 gray images, as in a published log of a reproduction
-        PLAIN, transform="none", unlabeled_batch_size=499, recipe=replace(PLAIN.recipe, unfrozen_epochs=1000)
+    "m2_plain_500": replace(  # 70,000 updates of 500 gray images, as in a published log of a reproduction
+        PLAIN, transform="none", unlabeled_batch_size=499, recipe=replace(PLAIN.recipe, unfrozen_epochs=700)
     ),
 }
 _SHORT = replace(DEEP, recipe=replace(DEEP.recipe, epochs=60))
@@ -267,6 +267,7 @@ def _m1m2(m1=DEEP, recipe=None, **changes):
 
 TRIALS = {  # M1+M2 with one thing changed: in M1, trained for 60 epochs instead of 200, or in M2
     "m1m2_short": _m1m2(_SHORT),
+    "m1m2_short_seed_1": _m1m2(replace(_SHORT, seed=1)),
     "m1m2_short_relu": _m1m2(replace(_SHORT, activation="ReLU")),
     "m1m2_short_no_prior": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, weight_prior=0))),
     "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0))),

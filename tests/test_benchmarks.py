@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
@@ -185,17 +186,36 @@ def test_the_median_draw_is_told_or_where_it_ends():
     assert missed.startswith("m2, 3.33 %") and "not reached in 2.0 minutes" in missed and "4.00 %" in missed
 
 
+def test_fewer_images_get_about_as_many_steps(monkeypatch, embedded):
+    monkeypatch.setattr(runner, "load_data", lambda name: embedded)
+    steps = {}
+    for run in (run for run in answer.RUNS if run.name.startswith("quick") and run.split == 0):
+        num_images, m2 = getattr(run, "num_images", 50_000), run.method.recipe
+        assert len(run.data().train_images) == len(run.data().train_labels) == min(num_images, 4_000)
+        batches = (num_images - answer.LABELS) // run.method.unlabeled_batch_size
+        steps[run.name] = batches * np.array([run.method.m1.recipe.epochs, m2.label_epochs, m2.unfrozen_epochs])
+    assert len(steps) == 4
+    assert all((abs(few / steps["quick"] - 1) < 0.25).all() for few in steps.values())
+
+
 def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke, monkeypatch, capsys):
     pytest.importorskip("pyro")
     m1 = replace(answer.QUICK.m1, hidden_dims=(20,), recipe=replace(answer.QUICK.m1.recipe, epochs=1))
     small = replace(answer.QUICK, m1=m1, hidden_dims=(20,))
-    runs = [replace(run, method=small) if run.name == "quick" else run for run in answer.RUNS]
+    runs = [replace(run, method=small) if run.name.startswith("quick") else run for run in answer.RUNS]
     monkeypatch.setattr(answer, "RUNS", runs)
     for _ in range(2):
         main(["bench", "--answer"])
-    assert "3 of 3 results are there" in capsys.readouterr().out
+    assert "6 of 6 results are there" in capsys.readouterr().out
     results = json.loads((smoke / "results/answer.json").read_text())["runs"]
-    assert [result["method"] for result in results] == ["quick", "plain", "pyro"]
+    assert [result["method"] for result in results] == [
+        "quick",
+        "quick1000",
+        "quick5000",
+        "quick25000",
+        "plain",
+        "pyro",
+    ]
     for result in results:
         minutes, errors = zip(*result["curve"], strict=True)
         assert minutes[0] > 0 and sorted(minutes) == list(minutes) and all(0 <= error <= 100 for error in errors)

@@ -1,8 +1,9 @@
 """Test error against CPU minutes of training, ours beside peers: `python -m experiments bench --answer`.
 
 MNIST with 100 labels, the same draws of them for all, in one thread. M1's training counts, evaluation does not. Ours
-train to the end of their stages, a peer for so many minutes. What is trained stays in checkpoints/: a killed command
-goes on. Writes results/answer.json and _images/error-vs-cpu-minutes.png; a smoke run writes to preview/smoke.
+train to the end of their stages, also on fewer images with as many updates; a peer for so many minutes. What is
+trained stays in checkpoints/: a killed command goes on. Writes results/answer.json and
+_images/error-vs-cpu-minutes.png; a smoke run writes to preview/smoke.
 """
 
 import importlib
@@ -43,6 +44,10 @@ class Run:
     method: M2 | None = None
     minutes: float | None = None
 
+    def data(self):
+        """Return the images and labels that there are."""
+        return runner.load_data("mnist")
+
     def compute(self, folder):
         """Return the result, with [CPU minutes, test error] at each look, and no model."""
         curve = peer_curve(self) if self.minutes else staged_curve(self, folder)
@@ -50,8 +55,34 @@ class Run:
         return {"method": self.name, "split": self.split, "cpu_minutes": curve[-1][0], "curve": curve}, None
 
 
+@dataclass(frozen=True)
+class FewImages(Run):
+    """A run on so many training images, the same for all draws of labels."""
+
+    num_images: int = 50_000
+
+    def data(self):
+        """Return MNIST with so many training images."""
+        every = super().data()
+        kept = torch.randperm(len(every.train_images), generator=torch.Generator().manual_seed(0))[: self.num_images]
+        return replace(every, train_images=every.train_images[kept], train_labels=every.train_labels[kept])
+
+
+def _for_images(n):
+    """Return the quick M2 with so many more epochs that it takes about as many steps on `n` images."""
+    m1, m2, times = QUICK.m1.recipe, QUICK.recipe, 50_000 // n
+    m2 = replace(
+        m2,
+        label_epochs=m2.label_epochs * times,
+        frozen_epochs=m2.frozen_epochs * times,
+        unfrozen_epochs=m2.unfrozen_epochs * times,
+    )
+    return replace(QUICK, m1=replace(QUICK.m1, recipe=replace(m1, epochs=m1.epochs * times)), recipe=m2)
+
+
 RUNS = [
     *(Run("quick", split, QUICK) for split in range(5)),
+    *(FewImages(f"quick{n}", s, _for_images(n), num_images=n) for n in (1_000, 5_000, 25_000) for s in range(2)),
     *(Run("plain", split, PLAIN, minutes=4) for split in range(2)),
     *(Run("pyro", split, minutes=4) for split in range(2)),
 ]
@@ -59,9 +90,10 @@ RUNS = [
 
 def staged_curve(run, folder):
     """Train M1, once for all draws, then M2; return M1's minutes plus those of M2, and the error, after each epoch."""
-    data, m1_config = runner.load_data("mnist"), run.method.m1
+    data, m1_config = run.data(), run.method.m1
     torch.manual_seed(m1_config.seed)
-    m1, before = m1_config.train(data.train_images, runner.STATE / "answer/m1" / runner.digest(m1_config))
+    where = runner.STATE / "answer/m1" / f"{runner.digest(m1_config)}-{len(data.train_images)}"
+    m1, before = m1_config.train(data.train_images, where)
     task, test = draw_task(data, LABELS, run.split, m1, folder), data.part("test")
     _, after, _ = run.method.train(task, lambda m2: {"test_error": error_rate(m2.classify, *test)})
     minutes = list(accumulate(epoch["cpu_seconds"] / 60 for epoch in before + after))
@@ -70,7 +102,7 @@ def staged_curve(run, folder):
 
 def peer_curve(run):
     """Train a peer, and return minutes and error at LOOKS even points of its minutes."""
-    task = draw_task(runner.load_data("mnist"), LABELS, run.split)
+    task = draw_task(run.data(), LABELS, run.split)
     peer = importlib.import_module(f"experiments.bench.peer_{run.name}")
     update, classify = peer.build_learner(task, run.method)
     seconds, curve = 0.0, []

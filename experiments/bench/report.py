@@ -81,7 +81,7 @@ def times_to_errors(results, thresholds):
 def errors_over_time(results, thresholds):
     """Show test error against CPU minutes: a line for each draw of labels, a name at the longest of each method."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
-    for method in dict.fromkeys(result["method"] for result in results):
+    for method in dict.fromkeys(result["method"] for result in results if result["method"] in ANSWERS):
         curves = [result["curve"] for result in results if result["method"] == method]
         name, color = ANSWERS[method]
         for curve in curves:
