@@ -34,12 +34,17 @@ bench: .venv/installed
 	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
 	$(BIN)/python -m experiments bench --scaling
 
+# One thread in each of two processes: more would only wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff format --check --line-length 88 $(NOTEBOOKS)
 	$(BIN)/python -m pytest --numprocesses 2
-	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+	$(MAKE) --jobs 2 $(addprefix smoke-, $(NOTEBOOKS))
+
+smoke-%: .venv/installed
+	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $*
 
 browser-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
