@@ -26,7 +26,7 @@ DECODERS = {
     "shared Gaussian": SharedGaussianDecoder,
     "optimal Gaussian": OptimalGaussianDecoder,
 }
-NETWORKS = {"ReLU": MLP, "SiLU": partial(MLP, activation=nn.SiLU)}  # by the activation between layers
+NETWORKS = {"ReLU": MLP, "SiLU": partial(MLP, activation=nn.SiLU), "softplus": partial(MLP, activation=nn.Softplus)}
 TOY = "two Gaussians"
 TRANSFORMS = {"binarize": binarize, "dequantize": dequantize, "none": as_is}
 # The scale of a pixel: at least that of the noise which dequantizes a gray level, at most that of a coin in [0, 1].

@@ -254,8 +254,14 @@ MORE = {  # with one thing more
 LONG = {  # run only by name: M2 as the authors train it, for 30,240 and 302,400 updates
     "m2_plain_60": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=60)),
     "m2_plain": PLAIN,
-    "m2_plain_500": replace(  # 70,000 updates of 500 gray images, as in a published log of a reproduction
-        PLAIN, transform="none", unlabeled_batch_size=499, recipe=replace(PLAIN.recipe, unfrozen_epochs=700)
+    "m2_softplus": replace(  # 100,000 updates of 500 gray images, from where PyTorch starts, as in a published log
+        PLAIN,
+        activation="softplus",
+        transform="none",
+        init_scale=None,
+        label_scale=0.05,
+        unlabeled_batch_size=499,
+        recipe=replace(PLAIN.recipe, unfrozen_epochs=1000),
     ),
 }
 _SHORT = replace(DEEP, recipe=replace(DEEP.recipe, epochs=60))

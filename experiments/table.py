@@ -53,6 +53,7 @@ VARIANT_NAMES = {
 }
 TRIAL_NAMES = {
     "m1m2_short": "**M1 of 60 epochs**",
+    "m1m2_short_seed_1": "– another start and order of images for M1",
     "m1m2_short_relu": "– ReLU instead of SiLU",
     "m1m2_short_no_prior": "– without the prior on M1's weights",
     "m1m2_short_no_warm_up": "– without KL warm-up, instead of over 20 epochs",
