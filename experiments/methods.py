@@ -89,7 +89,7 @@ class Method:
 class Supervised(Method):
     """A classifier trained on the labels alone; as a linear probe, one layer on the hidden layers of M1's encoder."""
 
-    hidden_dims: tuple = (500, 500)
+    hidden_dims: tuple = (500, 500)  # but as a linear probe
     labeled_batch_size: int = 100
     unlabeled_batch_size: int = 200  # of images that it does not look at: they only say how long an epoch is
     recipe: LabelsRecipe = LabelsRecipe()
@@ -133,7 +133,7 @@ class M2(Method):
     m1: M1Config | None = M1Config()
     z_dim: int = 50
     hidden_dims: tuple = (500, 500)
-    classifier_dims: tuple = (500, 500)
+    classifier_dims: tuple = (500, 500)  # of a classifier from scratch; with a linear probe, M1's count
     activation: str = "ReLU"  # one of NETWORKS
     decoder: str = "Bernoulli"  # one of DECODERS
     transform: str = "binarize"  # one of TRANSFORMS

@@ -1,4 +1,4 @@
-"""The sum over labels, E_q(y|x)[bound(y)] = Σ_y q(y|x) bound(y), which M2's unlabelled bound needs [2, eq. 7].
+"""The sum over labels, E_q(y|x)[bound(y)] = Σ_y q(y|x) bound(y), which M2's unlabeled bound needs [2, eq. 7].
 
 `bound` maps labels that broadcast against the batch (B,) to one value per example, say y ↦ −L(x, y).
 [2] is in `vae.objectives`.
