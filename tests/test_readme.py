@@ -175,3 +175,8 @@ def test_the_time_to_an_answer():
     minutes = f"{median(minutes_to(5, curve) for curve in curves['quick']):.1f}"
     assert f"{minutes} minutes (median;" in PAGES["speed"] and f"| {minutes}, median of five draws" in README
     assert f"is at {ends['pyro']:.1f} % after 4" in README
+    errors = {name: [] for name in ("quick1000", "quick5000", "quick25000", "quick")}
+    for run in runs:
+        if run["method"] in errors and run["split"] < 2:
+            errors[run["method"]].append(f"{run['curve'][-1][1]:.2f}")
+    assert f"| {' | '.join(map(', '.join, errors.values()))} |" in PAGES["scale"]
