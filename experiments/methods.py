@@ -251,9 +251,8 @@ MORE = {  # with one thing more
     "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
     "m1m2_joint_longer": replace(_JOINT, recipe=replace(_JOINT.recipe, joint_epochs=64)),
 }
-LONG = {  # run only by name: M2 as the authors train it, for 30,240 and 302,400 updates
+LONG = {  # run only by name: M2 as the authors train it, for 30,240 updates
     "m2_plain_60": replace(PLAIN, recipe=replace(PLAIN.recipe, unfrozen_epochs=60)),
-    "m2_plain": PLAIN,
     "m2_softplus": replace(  # 100,000 updates of 500 gray images, from where PyTorch starts, as in a published log
         PLAIN,
         activation="softplus",
