@@ -33,6 +33,7 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
 	$(BIN)/python -m experiments bench --scaling
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments bench --answer
 
 # One thread in each of two processes: more would only wait for each other.
 test: export OMP_NUM_THREADS = 1
