@@ -190,7 +190,7 @@ def test_fewer_images_get_about_as_many_steps(monkeypatch, embedded):
     monkeypatch.setattr(runner, "load_data", lambda name: embedded)
     steps = {}
     for run in (run for run in answer.RUNS if run.name.startswith("quick") and run.split == 0):
-        num_images, m2 = getattr(run, "num_images", 50_000), run.method.recipe
+        num_images, m2 = run.num_images or 50_000, run.method.recipe
         assert len(run.data().train_images) == len(run.data().train_labels) == min(num_images, 4_000)
         batches = (num_images - answer.LABELS) // run.method.unlabeled_batch_size
         steps[run.name] = batches * np.array([run.method.m1.recipe.epochs, m2.label_epochs, m2.unfrozen_epochs])

@@ -37,35 +37,30 @@ QUICK = replace(  # a short M1, smaller networks, half of the labels in a batch
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained on draw `split` of labels: `method` in its stages, or for `minutes` the peer of that name."""
+    """What is trained on draw `split` of labels: `method` in its stages, or for `minutes` the peer of that name.
+
+    With `num_images`, on so many of the training images, the same for all draws.
+    """
 
     name: str
     split: int
     method: M2 | None = None
     minutes: float | None = None
+    num_images: int | None = None
 
     def data(self):
-        """Return the images and labels that there are."""
-        return runner.load_data("mnist")
+        """Return MNIST, with as many training images."""
+        every = runner.load_data("mnist")
+        if self.num_images is None:
+            return every
+        kept = torch.randperm(len(every.train_images), generator=torch.Generator().manual_seed(0))[: self.num_images]
+        return replace(every, train_images=every.train_images[kept], train_labels=every.train_labels[kept])
 
     def compute(self, folder):
         """Return the result, with [CPU minutes, test error] at each look, and no model."""
         curve = peer_curve(self) if self.minutes else staged_curve(self, folder)
         curve = [[round(minutes, 3), round(error, 2)] for minutes, error in curve]
         return {"method": self.name, "split": self.split, "cpu_minutes": curve[-1][0], "curve": curve}, None
-
-
-@dataclass(frozen=True)
-class FewImages(Run):
-    """A run on so many training images, the same for all draws of labels."""
-
-    num_images: int = 50_000
-
-    def data(self):
-        """Return MNIST with so many training images."""
-        every = super().data()
-        kept = torch.randperm(len(every.train_images), generator=torch.Generator().manual_seed(0))[: self.num_images]
-        return replace(every, train_images=every.train_images[kept], train_labels=every.train_labels[kept])
 
 
 def _for_images(n):
@@ -82,7 +77,7 @@ def _for_images(n):
 
 RUNS = [
     *(Run("quick", split, QUICK) for split in range(5)),
-    *(FewImages(f"quick{n}", s, _for_images(n), num_images=n) for n in (1_000, 5_000, 25_000) for s in range(2)),
+    *(Run(f"quick{n}", s, _for_images(n), num_images=n) for n in (1_000, 5_000, 25_000) for s in range(2)),
     *(Run("plain", split, PLAIN, minutes=4) for split in range(2)),
     *(Run("pyro", split, minutes=4) for split in range(2)),
 ]
