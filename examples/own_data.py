@@ -49,7 +49,7 @@ batches = SemiSupervisedBatches(x, y, x_unlabeled, 35, 50, generator, binarize)
 baseline = Classifier(data.x_shape, data.num_classes, [128], network=ConvNet)
 train_on_labels(baseline, batches, LabelsRecipe(epochs=30))
 m2 = build(data.x_shape, data.num_classes)
-train_m2(m2, batches, M2Recipe(label_epochs=5, frozen_epochs=30, unfrozen_epochs=120, lr=3e-3))
+train_m2(m2, batches, M2Recipe(label_epochs=5, frozen_epochs=20, unfrozen_epochs=80, lr=3e-3))
 for part in ("valid", "test"):  # choose settings by the first, report the second
     errors = [error_rate(classify, *data.part(part)) for classify in (baseline.classify, m2.classify)]
     print("{} error: labels only {:.1f} %, M2 {:.1f} %".format(part, *errors))

@@ -80,8 +80,8 @@ class Method:
     m1: M1Config | None = DEEP
 
     def smoke(self):
-        """Return the method with at most one epoch of each stage, and ten of M1."""
-        m1 = self.m1 and replace(self.m1, recipe=shortened(self.m1.recipe, 10))
+        """Return the method with at most one epoch of each stage, and five of M1, which then uses its latents."""
+        m1 = self.m1 and replace(self.m1, recipe=shortened(self.m1.recipe, 5))
         return replace(self, m1=m1, **({"recipe": shortened(self.recipe)} if hasattr(self, "recipe") else {}))
 
 

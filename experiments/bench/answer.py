@@ -33,6 +33,7 @@ QUICK = replace(  # a short M1, smaller networks, half of the labels in a batch
     labeled_batch_size=50,
     recipe=replace(_M2.recipe, frozen_epochs=2, unfrozen_epochs=10),
 )
+LONGER = replace(QUICK, recipe=replace(QUICK.recipe, unfrozen_epochs=36))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def _for_images(n):
 
 RUNS = [
     *(Run("quick", split, QUICK) for split in range(5)),
+    *(Run("longer", split, LONGER) for split in range(5)),
     *(Run(f"quick{n}", s, _for_images(n), num_images=n) for n in (1_000, 5_000, 25_000) for s in range(2)),
     *(Run("plain", split, PLAIN, minutes=4) for split in range(2)),
     *(Run("pyro", split, minutes=4) for split in range(2)),

@@ -21,6 +21,7 @@ PANELS = {
 }
 ANSWERS = {
     "quick": ("M2 in stages", COLORS[0]),
+    "longer": ("the same, longer", COLORS[1]),
     "plain": ("plain M2", "0.65"),
     "pyro": ("Pyro's tutorial", "0.45"),
 }
