@@ -208,15 +208,8 @@ def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke,
         main(["bench", "--answer"])
     assert "7 of 7 results are there" in capsys.readouterr().out
     results = json.loads((smoke / "results/answer.json").read_text())["runs"]
-    assert [result["method"] for result in results] == [
-        "quick",
-        "longer",
-        "quick1000",
-        "quick5000",
-        "quick25000",
-        "plain",
-        "pyro",
-    ]
+    methods = [result["method"] for result in results]
+    assert methods == ["quick", "longer", "quick1000", "quick5000", "quick25000", "plain", "pyro"]
     for result in results:
         minutes, errors = zip(*result["curve"], strict=True)
         assert minutes[0] > 0 and sorted(minutes) == list(minutes) and all(0 <= error <= 100 for error in errors)

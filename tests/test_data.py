@@ -108,11 +108,6 @@ def test_every_split_is_complete_and_keeps_labels_of_every_class(counts, unknown
         assert all(n >= 1 and -1 - small < n - share < 1 for n, share in zip(kept, shares, strict=True))
 
 
-def test_another_seed_draws_another_split():
-    labels = torch.arange(7).repeat(40)
-    assert not torch.equal(*(labeled_split(labels, 100, seeded(seed), 7)[0] for seed in (0, 1)))
-
-
 @pytest.mark.parametrize(
     ("labels", "num_labeled", "complaint"),
     [
@@ -208,21 +203,18 @@ def test_a_data_set_is_split_as_in_the_papers(name, offline, write_mnist, tmp_pa
     assert (data.name, data.num_classes, offline) == (name, 10, [])
 
 
-@pytest.mark.parametrize("gzipped", [(), [LABELS]])
-def test_files_are_sought_in_the_argument_then_in_vae_data_then_in_data(
-    gzipped, offline, write_mnist, tmp_path, monkeypatch
-):
+def test_files_are_sought_in_the_argument_then_in_vae_data_then_in_data(offline, write_mnist, tmp_path, monkeypatch):
     roots = [tmp_path / "argument", tmp_path / "setting", tmp_path / "data"]
     monkeypatch.setenv("VAE_DATA", str(roots[1]))
     for root in roots:
-        write_mnist(root, gzipped=gzipped)
+        write_mnist(root)
     assert len(load_mnist(roots[0]).test_images) == 3
     for root in roots:
         (root / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"damaged")
     for root in roots:  # the first that has the files is read, damaged or not; without them, the next
         with pytest.raises(ValueError, match=f"{root.relative_to(tmp_path)}.MNIST.raw.train-images-idx3-ubyte"):
             load_mnist(roots[0])
-        next(iter(root.glob("MNIST/raw/t10k-labels*"))).unlink()
+        (root / "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
     assert not offline
     with pytest.raises(DataNotFoundError, match=r"no network(?s:.*)Copy the four files(?s:.*)VAE_DATA") as caught:
         load_mnist(roots[0])
@@ -235,22 +227,26 @@ def test_files_are_sought_in_the_argument_then_in_vae_data_then_in_data(
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_missing_files_are_downloaded_whole_to_the_first_place(name, offline, write_mnist, tmp_path, monkeypatch):
-    """Nothing of a download that was cut short is taken for MNIST."""
+    """None that was cut short is taken for MNIST, and another program may have one at the same time."""
     source, folder = write_mnist(tmp_path / "elsewhere", folder=FOLDERS[name]), FOLDERS[name]
     (tmp_path / "argument").mkdir()
+    events = ["cut short", "another program", "nothing"]
 
     def download(root, download):
         shutil.copytree(source, f"{root}/{folder}/raw")
-        if cut_short:
+        assert not (tmp_path / "argument" / folder).exists()  # not before all is whole
+        event = events.pop(0)
+        if event == "another program":
+            assert len(LOADERS[name](tmp_path / "argument").test_images) == 3
+        if event == "cut short":
             os.truncate(f"{root}/{folder}/raw/train-images-idx3-ubyte", 9)
             raise RuntimeError("connection lost")
 
     monkeypatch.setattr(f"torchvision.datasets.{folder}", download)
-    cut_short = True
     with pytest.raises(DataNotFoundError, match="connection lost"):
         LOADERS[name](tmp_path / "argument")
-    cut_short = False
     assert len(LOADERS[name](tmp_path / "argument").test_images) == 3
+    assert not events
     assert os.listdir(tmp_path / "argument") == [folder]
 
 
@@ -281,13 +277,8 @@ def test_embedded_images_are_balanced_disjoint_and_have_the_labels_of_their_digi
 
 
 @pytest.mark.full_mnist
-def test_the_files_hold_the_mnist_that_everyone_knows_and_a_small_vae_learns_it_in_three_epochs():
+def test_a_small_vae_learns_mnist_in_three_epochs():
     mnist = load_mnist()
-    assert [len(mnist.part(part)[0]) for part in PARTS] == [50_000, 10_000, 10_000]
-    labels, images = (torch.cat([mnist.part(part)[k] for part in ("train", "valid")]) for k in (1, 0))
-    assert torch.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert mnist.test_labels[0] == 7
-    assert images.mean().item() == pytest.approx(0.1307, abs=5e-5)  # the constant of every normalization
     vae = VAE(Encoder((1, 28, 28), 2, (200, 200)), BernoulliDecoder(2, (1, 28, 28), (200, 200)))
     generator = torch.Generator().manual_seed(0)
     valid = binarize(mnist.valid_images, generator)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from test_models import seeded
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -67,12 +68,6 @@ def watch(monkeypatch):
         return stages
 
     return watch
-
-
-def seeded(function, *arguments):
-    """What the function returns where draws are those of one seed."""
-    torch.manual_seed(1)
-    return function(*arguments)
 
 
 def test_m1_learns_from_its_bound_the_divergence_in_even_steps_at_first_then_from_a_tighter_one(stripes, m1, watch):
@@ -221,6 +216,7 @@ def test_parameters_start_at_their_scale_and_only_active_latents_are_described(m
     parameters = torch.cat([p.flatten() for p in stacked.m2.parameters()])
     assert parameters.std().item() == pytest.approx(0.3, rel=0.05)
     assert parameters.mean().item() == pytest.approx(0, abs=0.01)
+    # As visible as it is where torch starts decides whether M2 ever uses y.
     as_torch_does = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=None).m2
     assert as_torch_does.decoder.network.label_embedding.weight.std().item() == pytest.approx(1, rel=0.05)
     m2 = recipes.init_label_embeddings(new_m2(num_classes=500), 0.3)

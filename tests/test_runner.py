@@ -167,42 +167,6 @@ def test_a_disk_that_cannot_be_written_to_keeps_what_is_there_and_the_error_says
     assert not list(folder.rglob("*.part")) + list(folder.rglob("train-images*"))
 
 
-def in_two_processes(function):
-    """Run function(0) and function(1) at once, to their ends."""
-    processes = [FORK.Process(target=function, args=(number,)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
-def test_two_programs_may_download_mnist_at_once(offline, write_mnist, tmp_path, monkeypatch):
-    """Each file arrives in parts in both, and a third program sees none of it before it is whole."""
-    source = write_mnist(tmp_path / "source")
-    (tmp_path / "data").mkdir()
-
-    def slowly(root, download):
-        os.makedirs(f"{root}/MNIST/raw")
-        for name in sorted(os.listdir(source)):
-            content = (source / name).read_bytes()
-            with open(f"{root}/MNIST/raw/{name}", "wb", buffering=0) as file:
-                for part in (content[:100], content[100:]):
-                    file.write(part)
-                    time.sleep(0.05)
-                    for seen in (tmp_path / "data/MNIST/raw").glob("*"):
-                        assert seen.read_bytes() == (source / seen.name).read_bytes()
-
-    def load(number):
-        time.sleep(0.1 * number)
-        assert len(load_mnist(tmp_path / "data").test_images) == 3
-
-    monkeypatch.setattr("torchvision.datasets.MNIST", slowly)
-    in_two_processes(load)
-    assert os.listdir(tmp_path / "data") == ["MNIST"]
-    assert sorted(os.listdir(tmp_path / "data/MNIST/raw")) == sorted(os.listdir(source))
-
-
 def test_two_programs_share_a_folder_and_no_job_is_done_twice(tmp_path):
     """Both find all results, and of every job there is one line in the log of who did it."""
     names = [f"job-{number}" for number in range(8)]
@@ -218,7 +182,12 @@ def test_two_programs_share_a_folder_and_no_job_is_done_twice(tmp_path):
         for name in names[::-1] if number else names:
             assert run_job(job(compute, name), tmp_path / "r", tmp_path / "s")[1]["answer"] == name
 
-    in_two_processes(work)
+    processes = [FORK.Process(target=work, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert sorted((tmp_path / "done").read_text().split()) == names
     assert sorted(os.listdir(tmp_path / "r")) == [f"{name}.json" for name in names]
     assert sorted(os.listdir(tmp_path / "s")) == [*names, "locks"]
@@ -239,7 +208,7 @@ STATE, RESULTS = "preview/smoke/checkpoints", "preview/smoke/results/ssl/mnist"
 def start(folder, *more):
     """Start a comparison of four cells in `folder`, in one thread: M1's last digits depend on how many there are."""
     environment = os.environ | {"VAE_SMOKE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments", "ssl", "--methods", "m1knn", "m2", "--labels", "100"]
+    command = [sys.executable, "-m", "experiments", "ssl", "--methods", "mlp", "m2", "--labels", "100"]
     return subprocess.Popen(
         [*command, "--splits", "0", "1", *more], cwd=folder, env=environment, start_new_session=True
     )
@@ -249,7 +218,7 @@ def start(folder, *more):
 def reference(tmp_path_factory):
     """What a comparison leaves that nothing disturbed."""
     folder = tmp_path_factory.mktemp("reference")
-    assert start(folder, "--jobs", "2").wait(300) == 0
+    assert start(folder, "--jobs", "1").wait(300) == 0
     return contents(folder)
 
 
@@ -282,10 +251,10 @@ def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
     assert left.keys() == reference.keys()
     assert not [path for path in left if left[path] != reference[path]]
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
-    expected = {f"{RESULTS}/{method}-100-{split}.json" for method in ("m1knn", "m2") for split in (0, 1)}
-    expected |= {f"{STATE}/ssl/mnist/m2-100-{split}/{MODEL}" for split in (0, 1)}
-    m1s = {digest(METHODS[method].smoke().m1) for method in ("m1knn", "m2")}
-    assert left.keys() == expected | {f"{STATE}/ssl/mnist/m1/{m1}/M1.pt" for m1 in m1s}
+    expected = {f"{RESULTS}/{method}-100-{split}.json" for method in ("mlp", "m2") for split in (0, 1)}
+    expected |= {f"{STATE}/ssl/mnist/{method}-100-{split}/{MODEL}" for method in ("mlp", "m2") for split in (0, 1)}
+    m1 = digest(METHODS["m2"].smoke().m1)
+    assert left.keys() == expected | {f"{STATE}/ssl/mnist/m1/{m1}/M1.pt"}
 
 
 @pytest.mark.parametrize(
