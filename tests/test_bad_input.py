@@ -103,6 +103,7 @@ REFUSED = {
     "what an auto-encoder cannot compare": (lambda: auto_encoder()(X * torch.nan), "pixels must lie in"),
     "what is no intensity": (lambda: binarize(X * 2.01, GENERATOR), "pixels must lie in"),
     "what is no gray level": (lambda: dequantize(-X, GENERATOR), "pixels must lie in"),
+    "labels that are no list": (lambda: m2().sample(5, torch.arange(4).unsqueeze(1)), r"a number, or 5 of them"),
     "an auto-encoder without codes": (lambda: auto_encoder().sample(3), "by fit_codes first"),
     "the spread of one code": (lambda: auto_encoder().fit_codes(X[:1]), "at least two"),
     "the spread of one latent": (lambda: active_latents(m1(), X[:1]), "at least two"),

@@ -11,16 +11,15 @@ from vae.plotting import latent_grid, tile
 
 
 @pytest.mark.parametrize("n", [2, 5, 20])
-def test_latent_grid_gives_each_cell_the_same_prior_mass_or_is_even_within_limits(n):
+def test_latent_grid_gives_each_cell_the_same_prior_mass(n):
     quantiles = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)).float()
     grid = latent_grid(n).view(n, n, 2)  # (row, column, latent)
     for i in range(n):
         assert_close(grid[i, :, 0], quantiles)  # the first latent grows to the right
         assert_close(grid[:, i, 1], quantiles.flip(0))  # the second upwards
-    assert latent_grid(3, limit=2).tolist() == [[x, y] for y in (2, 0, -2) for x in (-2, 0, 2)]  # in even steps
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (3, 5, 7)])
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 5, 7)])
 def test_tile_puts_each_image_in_its_place_upright_in_its_colors(shape):
     images = torch.rand(6, *shape)
     picture = tile(images, columns=3)
@@ -44,16 +43,17 @@ def test_grids_and_panels_show_each_tiling_under_its_title_and_name_their_rows()
 
 @pytest.mark.parametrize("num_classes", [3, 10, 14])
 def test_latent_scatter_numbers_each_class_at_its_median_in_a_color_of_its_own(num_classes):
-    labels, codes = torch.arange(num_classes).repeat(7), torch.randn(7 * num_classes, 2)
+    """Whose names need not be 0…K − 1."""
+    labels, codes = torch.arange(num_classes).square().repeat(7), torch.randn(7 * num_classes, 2)
     figure = plotting.latent_scatter({"one": codes, "two": -codes}, labels)
     for axis, shown in zip(figure.axes, (codes.numpy(), -codes.numpy()), strict=True):
         (dots,) = axis.collections
         assert np.array_equal(dots.get_offsets(), shown)
         colors = dots.to_rgba(dots.get_array())
         assert len(np.unique(colors, axis=0)) == num_classes
-        assert [text.get_text() for text in axis.texts] == list(map(str, range(num_classes)))
+        assert [text.get_text() for text in axis.texts] == [str(k * k) for k in range(num_classes)]
         for k, text in enumerate(axis.texts):
-            assert text.get_position() == pytest.approx(tuple(np.median(shown[labels.numpy() == k], axis=0)))
+            assert text.get_position() == pytest.approx(tuple(np.median(shown[labels.numpy() == k * k], axis=0)))
             assert np.allclose(text.get_bbox_patch().get_edgecolor(), colors[k])
         limits = np.quantile(shown, [0.01, 0.99], axis=0).T.flatten()  # all but one percent on each side
         assert (*axis.get_xlim(), *axis.get_ylim()) == pytest.approx(limits.tolist())

@@ -118,6 +118,9 @@ def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, st
     assert [stage["lr"] for stage in stages.values()] == [1e-3] * (len(stages) - 1) + [1e-4]
     assert not skips or stages["probe"]["moved"] == {f"model.classifier.network.output.{part}" for part in PARTS}
     assert_close(m1.state_dict(), before, rtol=0, atol=0)  # what was trained was a copy
+    model.train()
+    recipes.train_m1m2(model, stacked.m2, features, both_kinds(), replace(recipe, probe_epochs=0, joint_epochs=0))
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("linear_probe", [False, True])
@@ -188,7 +191,7 @@ def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
 
 
 def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, tmp_path):
-    recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
+    recipes.train_m2(new_m2(), both_kinds(), QUICK, str(tmp_path))
     with pytest.raises(ValueError, match=r"labels\.pt holds a run with .*'alpha_per_image': 1.*delete it"):
         recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, alpha_per_image=0.1), tmp_path)
     (tmp_path / "frozen.pt").rename(tmp_path / "unfrozen.pt")

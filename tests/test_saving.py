@@ -111,7 +111,28 @@ def test_an_architecture_that_no_file_can_say_is_refused_before_anything_is_writ
     for factory in (lambda *sizes: MLP(*sizes), partial(MLP, activation=lambda: nn.ReLU())):
         with pytest.raises(TypeError, match=r"cannot say how to make <function.*plain values"):
             m1(factory).save(tmp_path / "model")
+
+    class Plain(nn.Module):
+        def __init__(self, *sizes):
+            super().__init__()
+
+    for network in (Plain, type("MLP", (MLP,), {})):
+        with pytest.raises(TypeError, match=r"derive it from vae.saving.Module, under a name of its own"):
+            Encoder(SHAPE, 3, [5], network=network).save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_ones_own_may_have_no_arguments_and_one_that_is_named_as_ours_takes_no_place(tmp_path):
+    class Nothing(saving.Module):
+        """Made of nothing."""
+
+    class Encoder(VAE):
+        """Not vae's."""
+
+    Nothing().save(tmp_path / "nothing")
+    assert type(load(tmp_path / "nothing")) is Nothing
+    m1().save(tmp_path / "m1")
+    assert type(load(tmp_path / "m1").encoder) is not Encoder
 
 
 def test_a_damaged_file_is_refused_with_its_path_and_no_flipped_bit_goes_unseen(tmp_path):

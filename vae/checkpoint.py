@@ -46,7 +46,7 @@ def load_state(path):
                 raise ValueError("its checksum is wrong")  # which torch.load does not look at
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path} is not a readable checkpoint; delete it to start over") from error
@@ -88,6 +88,8 @@ class Run:
             raise ValueError(
                 f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
             )
+        if ("random_cuda" in state) != (self.device.type == "cuda"):
+            raise ValueError(f"{path} is not of a run on {self.device.type}; go on where it was saved, or delete it")
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:

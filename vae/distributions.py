@@ -65,7 +65,6 @@ class ContinuousBernoulli(Distribution):
     """
 
     arg_constraints: ClassVar = {"logits": constraints.real}
-    support = constraints.unit_interval
 
     def __init__(self, logits, validate_args=None):
         self.logits = logits

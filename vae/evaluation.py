@@ -17,8 +17,7 @@ def evaluate_mean(value, *tensors, batch_size=1000):
 
 def error_rate(classify, images, labels):
     """Return the percentage of images (N, *X) whose label (N,) is not the one that `classify` says."""
-    with torch.no_grad():
-        return 100 * (classify(images) != labels).double().mean().item()
+    return evaluate_mean(lambda x, y: 100 * (classify(x) != y).double(), images, labels)
 
 
 def mean_and_standard_error(values):
@@ -51,7 +50,8 @@ def active_latents(vae, x):
     if len(x) < 2:
         raise ValueError("one example has no spread; give at least two")
     with torch.no_grad():
-        return (vae.encoder(x).mean.std(0) > 0.1).nonzero().squeeze(1)
+        means = torch.cat([vae.encoder(rows).mean for rows in x.split(1000)])
+    return (means.std(0) > 0.1).nonzero().squeeze(1)
 
 
 def elbo_terms(vae, x, chunk_size=500):

@@ -15,15 +15,14 @@ from vae.networks import MLP, Decoder
 class GaussianDecoder(Decoder):
     """One scale for each z, learned as a function of it."""
 
-    def num_scales(self):
-        return 1
+    num_scales = 1
 
     def forward(self, z, y=None):
         mean, log_scale = self.mean_and_log_scale(z, y)
         return diagonal_normal(mean, self.scale(log_scale).expand_as(mean), len(self.x_shape))
 
     def mean_and_log_scale(self, z, y):
-        """Return the mean (…, *X), and the outputs for scales, `num_scales()` in the place of X's first dimension."""
+        """Return the mean (…, *X), and the outputs for scales, `num_scales` in the place of X's first dimension."""
         return self.network(z, y).tensor_split([self.x_shape[0]], dim=-len(self.x_shape))
 
     def scale(self, log_scale):
@@ -49,7 +48,9 @@ class DiagonalGaussianDecoder(GaussianDecoder):
         super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
         self.scale_limits = scale_limits
 
+    @property
     def num_scales(self):
+        """One for each output that is a mean."""
         return self.x_shape[0]
 
     def scale(self, log_scale):
@@ -62,14 +63,13 @@ class DiagonalGaussianDecoder(GaussianDecoder):
 class SharedGaussianDecoder(GaussianDecoder):
     """One scale for everything: a learned parameter, or the number `fixed_scale`; 1 is the squared error."""
 
+    num_scales = 0
+
     def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, fixed_scale=None):
         super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
         if fixed_scale is None:
             self.log_scale = nn.Parameter(torch.zeros(()))
         self.fixed_scale = fixed_scale
-
-    def num_scales(self):
-        return 0
 
     def scale(self, log_scale):
         return self.log_scale.exp() if self.fixed_scale is None else log_scale.new_tensor(self.fixed_scale)

@@ -36,8 +36,8 @@ def check_labels(y, num_images, num_classes):
 
 
 def draw(likelihood, mean):
-    """Return a draw from `likelihood`, or its mean."""
-    return likelihood.mean if mean else likelihood.sample()
+    """Return a draw from `likelihood`, or its mean, without gradient."""
+    return likelihood.mean.detach() if mean else likelihood.sample()
 
 
 class AutoEncoder(Module):
@@ -58,7 +58,10 @@ class AutoEncoder(Module):
 
     @torch.no_grad()
     def fit_codes(self, x):
-        """Fit a Gaussian to the codes of x (B, *X), for `sample`: a stand-in for the prior that it lacks."""
+        """Fit a Gaussian to the codes of x (B, *X), for `sample`: a stand-in for the prior that it lacks.
+
+        It is no parameter: fit it again to a model that was loaded.
+        """
         if len(x) < 2:
             raise ValueError("one example has no spread; give at least two")
         codes = self.encoder(x)  # (B, Z)
@@ -171,7 +174,9 @@ class ConditionalVAE(_LatentVariableModel):
         if label is None:
             return self.label_prior.sample((num,))
         y = torch.as_tensor(label, device=self.prior_mean.device)
-        y = y.expand(num) if y.dim() == 0 else y
+        if y.shape not in ((), (num,)):
+            raise ValueError(f"label must be a number, or {num} of them, not of shape {tuple(y.shape)}")
+        y = y.expand(num)
         check_labels(y, num, self.num_classes)
         return y
 

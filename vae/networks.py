@@ -96,19 +96,15 @@ class Classifier(Module):
 class Decoder(Module):
     """The likelihood p(x|z), or p(x|y, z) with `num_classes`: a subclass says which in `forward(z, y=None)`.
 
-    Its network's outputs have the shape of x, and `num_scales()` more in the first dimension.
+    Its network's outputs have the shape of x, and `num_scales` more in the first dimension: a Gaussian's.
     """
 
-    check = staticmethod(check_pixels)
+    check, num_scales = staticmethod(check_pixels), 0
 
     def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP):
         super().__init__()
         self.x_shape = first, *others = as_shape(x_shape)
-        self.network = network(z_dim, hidden_dims, (first + self.num_scales(), *others), num_classes)
-
-    def num_scales(self):
-        """Return how many outputs are no means: a Gaussian's."""
-        return 0
+        self.network = network(z_dim, hidden_dims, (first + self.num_scales, *others), num_classes)
 
 
 class BernoulliDecoder(Decoder):

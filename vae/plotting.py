@@ -1,9 +1,12 @@
 """Figures: every helper takes tensors and returns a Matplotlib Figure; none knows a model."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import ListedColormap
 from torch.distributions import Normal
+from torchvision.utils import make_grid
 
 # Ten colors that color-blind readers can tell apart (Petroff 2021).
 COLORS = plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
@@ -15,24 +18,20 @@ def class_colors(num_classes):
     return COLORS[:num_classes] if num_classes <= len(COLORS) else plt.colormaps["turbo"].resampled(num_classes).colors
 
 
-def latent_grid(n, limit=None):
-    """Return (n², 2) points: n quantiles of Normal(0, 1) on each axis, or n even steps in [−limit, limit].
+def latent_grid(n):
+    """Return (n², 2) points: n quantiles of Normal(0, 1) on each axis.
 
     Quantiles (the inverse Gaussian CDF at even steps) give each cell the same prior mass (Kingma & Welling 2013,
     figure 4). The first latent grows to the right, the second upwards: row by row from the top, as an image is drawn.
     """
-    steps = torch.linspace(-limit, limit, n) if limit else Normal(0, 1).icdf((torch.arange(n) + 0.5) / n)
+    steps = Normal(0, 1).icdf((torch.arange(n) + 0.5) / n)
     return torch.cartesian_prod(steps.flip(0), steps).flip(1)
 
 
 def tile(images, columns):
-    """Return one picture of images (N, H, W), (N, 1, H, W) or (N, 3, H, W), laid out row by row."""
-    images = images.detach().cpu()
-    images = images.unsqueeze(1) if images.dim() == 3 else images
-    _, channels, height, width = images.shape
-    rows = images.permute(0, 2, 3, 1).reshape(-1, columns, height, width, channels)  # (rows, columns, H, W, C)
-    picture = rows.transpose(1, 2).reshape(-1, columns * width, channels)
-    return picture.squeeze(2).numpy()
+    """Return one picture (H, W) or (H, W, 3) of images (N, 1, H, W) or (N, 3, H, W), laid out row by row."""
+    picture = make_grid(images.detach().cpu(), nrow=columns, padding=0)  # (3, H, W)
+    return (picture[0] if images.shape[1] == 1 else picture.permute(1, 2, 0)).numpy()
 
 
 def _show_tiles(axis, images, columns, title="", interpolation="none"):
@@ -75,20 +74,20 @@ def latent_scatter(panels, labels):
     The axes leave out the outermost 1 % of the codes on each side.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
-    labels = labels.cpu()
-    classes = labels.unique().tolist()
+    classes, index = labels.cpu().unique(return_inverse=True)
+    classes = classes.tolist()
     colors = class_colors(len(classes))
     for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
         codes = codes.cpu()
-        dots = axis.scatter(*codes.T, c=labels, cmap=ListedColormap(colors), s=3, linewidths=0)
-        for k, color in zip(classes, colors, strict=True):
-            x, y = codes[labels == k].median(0).values.tolist()
+        dots = axis.scatter(*codes.T, c=index, cmap=ListedColormap(colors), s=3, linewidths=0)
+        for n, (k, color) in enumerate(zip(classes, colors, strict=True)):
+            x, y = codes[index == n].median(0).values.tolist()
             box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": color}
             axis.text(x, y, str(k), ha="center", va="center", fontsize=10, weight="bold", bbox=box)
         low, high = codes.quantile(torch.tensor([0.01, 0.99]), dim=0).tolist()
         axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     names = {"ncols": 10, "columnspacing": 1, "handletextpad": 0, "frameon": False, "title": "class"}
-    figure.legend(*dots.legend_elements(num=None), loc="outside lower center", **names)
+    figure.legend(dots.legend_elements(num=None)[0], classes, loc="outside lower center", **names)
     return figure
 
 
@@ -100,7 +99,7 @@ def curves(panels, mark=None, per_epoch=1, **axes):
     """
     figure, all_axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), sharey="ylim" in axes, squeeze=False)
     for axis, (title, lines) in zip(all_axes.flat, panels.items(), strict=True):
-        for (name, values), color in zip(lines.items(), COLORS, strict=False):
+        for (name, values), color in zip(lines.items(), cycle(COLORS), strict=False):
             seen = [per_epoch * (n + 1) for n in range(len(values))]
             axis.plot(seen, values, label=name, color=color, linewidth=1.8)
         if mark:

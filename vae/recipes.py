@@ -7,6 +7,7 @@ Every function that trains returns the history. `recipe` is kept in the checkpoi
 import copy
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -40,7 +41,7 @@ def run_stages(stages, recipe, folder, evaluate):
     options |= {"bf16": recipe.bf16, "one_cycle": recipe.one_cycle}
     for name, epochs, lr, loss, learner, batches, frozen, before_epoch in (stage for stage in stages if stage.epochs):
         options |= {"weight_decay": recipe.weight_prior / batches.num_rows, "before_epoch": before_epoch}
-        where = {"name": name, "checkpoint": folder and folder / f"{name}.pt"}
+        where = {"name": name, "checkpoint": folder and Path(folder) / f"{name}.pt"}
         frozen.requires_grad_(False)
         try:
             history += fit(loss, learner, batches, epochs=epochs, lr=lr, **where, **options)
@@ -199,7 +200,9 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
     if isinstance(model, SkipSemiSupervisedVAE):
         stages += [_labels_stage("probe", recipe.probe_epochs, recipe.lr, model.classifier, True, batches)]
     stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
-    return run_stages(stages, recipe, folder, evaluate)
+    history = run_stages(stages, recipe, folder, evaluate)
+    model.eval()  # also what was not trained
+    return history
 
 
 def classifier_from_encoder(encoder, num_classes):
@@ -234,7 +237,7 @@ def init_label_embeddings(model, scale):
     return model
 
 
-def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, decoder=DiagonalGaussianDecoder):
+def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, make_decoder=DiagonalGaussianDecoder):
     """Return an untrained M1+M2 on those latents of a copy of `m1` that are active on `images` (N, *X).
 
     The parameters of M2 start at Normal(0, init_scale²), or where torch starts them if it is None. Raises ValueError if
@@ -244,7 +247,7 @@ def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, dec
     if not len(active):
         raise ValueError("no latent of this M1 says anything of the data; train it longer")
     encoder = Encoder(len(active), z_dim, hidden_dims, num_classes)
-    decoder = decoder(z_dim, len(active), hidden_dims, num_classes)
+    decoder = make_decoder(z_dim, len(active), hidden_dims, num_classes)
     m2 = SemiSupervisedVAE(encoder, decoder, Classifier(len(active), num_classes, hidden_dims))
     if init_scale is not None:
         init_parameters(m2, init_scale)

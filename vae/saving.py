@@ -7,7 +7,9 @@ import hashlib
 import inspect
 import json
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,8 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 class Module(nn.Module):
     """An nn.Module that knows what it was made with, `arguments`, so that a file of it says how to make it again."""
+
+    arguments: ClassVar = {}
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -38,7 +42,7 @@ class Module(nn.Module):
         """Write parameters and architecture to `path`, atomically; `about`, plain values, is kept with them.
 
         `dtype`, such as torch.float16, is what parameters are stored in. Raises TypeError for an architecture that no
-        file can say: one made with anything but modules, their classes, tensors and plain values.
+        file can say: one made with anything but subclasses of Module, activations, tensors and plain values.
         """
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         if dtype:
@@ -84,11 +88,11 @@ def load_pretrained(name):
 def describe(value):
     """Return a module, or an argument of one, as JSON keeps it."""
     if isinstance(value, Module):
-        return {"make": type(value).__name__, "with": {k: describe(v) for k, v in value.arguments.items()}}
+        return {"make": _name(type(value)), "with": {k: describe(v) for k, v in value.arguments.items()}}
     if isinstance(value, partial) and not value.args:
-        return {"class": value.func.__name__, "with": {k: describe(v) for k, v in value.keywords.items()}}
+        return {"class": _name(value.func), "with": {k: describe(v) for k, v in value.keywords.items()}}
     if isinstance(value, type):
-        return {"class": value.__name__, "with": {}}
+        return {"class": _name(value), "with": {}}
     if isinstance(value, torch.Tensor):
         return {"tensor": value.tolist()}
     if isinstance(value, (tuple, list)):
@@ -112,18 +116,32 @@ def build(description):
     return partial(_class(description["class"]), **arguments) if arguments else _class(description["class"])
 
 
+def _name(cls):
+    """Return the name by which `_class` finds `cls`. TypeError if it does not."""
+    if _classes().get(cls.__name__) is not cls:
+        raise TypeError(
+            f"a file cannot say how to make {cls!r}; derive it from vae.saving.Module, under a name of its own"
+        )
+    return cls.__name__
+
+
 def _class(name):
-    """Return the subclass of Module that is called so, or PyTorch's activation."""
-    known = {cls.__name__: cls for cls in _subclasses(Module)}
-    if name in known:
-        return known[name]
-    if name in nn.modules.activation.__all__:
-        return getattr(nn, name)
-    raise ValueError(f"no model, network or activation is called {name!r}; import what defines it first")
+    """Return the class of that name. ValueError for one that is not known here."""
+    known = _classes()
+    if name not in known:
+        raise ValueError(f"no model, network or activation is called {name!r}; import what defines it first")
+    return known[name]
+
+
+def _classes():
+    """Return {name: class} of PyTorch's activations and the subclasses of Module: vae's, or the one defined last."""
+    activations = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
+    modules = sorted(_subclasses(Module), key=lambda cls: cls.__module__.startswith("vae."))
+    return activations | {cls.__name__: cls for cls in modules}
 
 
 def _subclasses(cls):
-    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
+    return [cls, *chain.from_iterable(map(_subclasses, cls.__subclasses__()))]
 
 
 def _checksum(tensors):

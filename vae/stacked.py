@@ -77,7 +77,7 @@ class StackedSemiSupervisedVAE(_OnM1):
         return self.m2.classify(self.features(x).chunk(2, dim=1)[0])
 
     def labeled_elbo(self, x, y):
-        """Return a one-sample estimate of the bound on log p(x, y): x (B, *X), y (B,) -> (B,)."""
+        """Return a one-sample estimate of the bound on log p(x, y): y (B,) -> (B,), or (K, 1) -> (K, B)."""
         return self._bound(x, lambda z1: self.m2.labeled_elbo(z1, y))
 
     def unlabeled_elbo(self, x, marginalize=marginalize):
