@@ -5,6 +5,8 @@ import os
 import sys
 from importlib import import_module
 
+from experiments import UserError
+
 
 class Parser(argparse.ArgumentParser):
     """One that tells a mistake in one line."""
@@ -32,30 +34,31 @@ def parse(arguments):
     parser = Parser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, text):
-        return commands.add_parser(name, help=text, description=text)
+    def command(name, text, run=write):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
 
     def add_workers(to):
         to.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes, of one thread each")
         to.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
 
-    ssl = command("ssl", "the semi-supervised comparison: every method × number of labels × draw of labels")
+    ssl = command("ssl", "the semi-supervised comparison: every method × number of labels × draw of labels", run_ssl)
     ssl.add_argument("--data", default="mnist", choices=("mnist", "fashion-mnist"))
     ssl.add_argument("--methods", nargs="+", help="all, with their variants, unless some are named")
     ssl.add_argument("--labels", nargs="+", type=positive, help="by default 100 600 1000 3000; variants only with 100")
     ssl.add_argument("--splits", nargs="+", type=whole, help="draws of labels, by their seeds; by default 0 1 2 3 4")
     add_workers(ssl)
-    m1 = command("m1", "the runs of M1")
+    m1 = command("m1", "the runs of M1", run_m1)
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
     add_workers(m1)
     command("table", "write the tables of docs/ and their figure, from what is in results/")
-    notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures")
+    notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures", run_notebooks)
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
     command("weights", "write the models that come with the package, in half precision, from what is trained")
     command("page", "write docs/index.html from the models that come with the package")
-    bench = command("bench", "throughput, memory and distance from the machine's limit, beside pythae and Pyro")
+    bench = command("bench", "throughput, memory, distance from the machine's limit, beside pythae and Pyro", run_bench)
     either = bench.add_mutually_exclusive_group()
-    either.add_argument("--only", nargs="+", help="measure only these, and write nothing")
     either.add_argument("--answer", action="store_true", help="instead, test error against CPU minutes of training")
     either.add_argument("--scaling", action="store_true", help="instead, how cost grows, in CPU seconds of one thread")
     return parser.parse_args(arguments)
@@ -96,33 +99,23 @@ def run_bench(options):
         return answer()
     from experiments.bench.run import bench, scaling
 
-    return scaling() if options.scaling else bench(options.only)
+    return scaling() if options.scaling else bench()
 
 
-RUN = {"ssl": run_ssl, "m1": run_m1, "notebooks": run_notebooks, "bench": run_bench}
-
-
-def run(options):
-    """Do what the command line says; a command that is not in RUN is a module's `write`. Each imports what it needs."""
-    if options.command in RUN:
-        RUN[options.command](options)
-    else:
-        import_module(f"experiments.{options.command}").write()
+def write(options):
+    """Call what the module of that name writes."""
+    import_module(f"experiments.{options.command}").write()
 
 
 def main(arguments=None):
     """Parse the command line and run; a mistake is told in one line, and ends with exit code 2."""
     options = parse(arguments)
     try:
-        run(options)
-    except (ValueError, OSError) as error:
-        from experiments.runner import UserError
-
-        if isinstance(error, (UserError, OSError)):
-            told = " ".join(str(error).split())
-            print(f"python -m experiments {options.command}: error: {told}", file=sys.stderr)
-            sys.exit(2)
-        raise
+        options.run(options)
+    except (UserError, OSError) as error:
+        told = " ".join(str(error).split())
+        print(f"python -m experiments {options.command}: error: {told}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import PIL.Image
@@ -30,7 +30,8 @@ class Workspace:
         self.folder = Path("preview/smoke" if SMOKE else "_images" if complete else "preview")
         self.models = Path("checkpoints" if complete else "preview/checkpoints") / "notebooks"
         if SMOKE:
-            self.models = Path(mkdtemp(prefix="vae-smoke-"))
+            self._folder = TemporaryDirectory(prefix="vae-smoke-")  # which goes when this does
+            self.models = Path(self._folder.name)
         plt.rcParams["font.size"] = 9
 
     def count(self, full, smoke):

@@ -16,6 +16,7 @@ from pathlib import Path
 import joblib
 import torch
 
+from experiments import UserError
 from vae.checkpoint import atomic_path
 from vae.datasets import LOADERS, embedded_mnist
 
@@ -28,10 +29,6 @@ TIMEOUT = 20  # seconds that a scheduler has to answer
 TOLD = ("diverged", "valid_error", "test_error", "test_elbo", "test_log_likelihood", "cpu_minutes")  # while jobs run
 
 
-class UserError(ValueError):
-    """A mistake that whoever runs the command can mend, told in one line."""
-
-
 @dataclass(frozen=True)
 class Job:
     """Settings, a frozen dataclass; where the result goes, below results/; and what makes it.
@@ -42,11 +39,6 @@ class Job:
     path: str
     config: object
     compute: Callable
-
-    @property
-    def name(self):
-        """The last part of the path."""
-        return Path(self.path).name
 
 
 @cache
@@ -152,7 +144,7 @@ def run_job(job, results, state):
                 computed, model = job.compute(folder)
             if model is not None:
                 model.save(folder / MODEL, settings=plain(job.config), curve=computed.get("curve"))
-            result = {"name": job.name} | computed | {"settings": plain(job.config), "versions": versions()}
+            result = {"name": Path(job.path).name} | computed | {"settings": plain(job.config), "versions": versions()}
             write_result(result, results / f"{job.path}.json")
         for path in folder.rglob("*.pt"):
             path.unlink()

@@ -7,7 +7,18 @@ from itertools import product
 import torch
 
 from experiments.methods import EVERY, METHODS, MORE, UNDONE, Task
-from experiments.runner import SMOKE, Job, UserError, digest, load_data, load_result, missing_jobs, run_jobs, workers
+from experiments.runner import (
+    SMOKE,
+    Job,
+    UserError,
+    digest,
+    load_data,
+    load_result,
+    missing_jobs,
+    on_this_machine,
+    run_jobs,
+    workers,
+)
 from vae.data import binarize, labeled_split
 from vae.evaluation import active_latents, error_rate, evaluate_mean
 
@@ -51,6 +62,7 @@ def compare(data, method, labels, split, config, m1, folder):
         "m1_active_latents": m1 and len(active_latents(m1, data_set.valid_images)),
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
         "seed": split,
+        "bf16": hasattr(config, "recipe") and on_this_machine(config.recipe).bf16,
         "data_checksum": data_set.checksum,
     }, model
 

@@ -110,10 +110,11 @@ def variants_markdown(results):
     """Return the table of M2 with 100 labels and something changed: `results` of the methods in `VARIANT_NAMES`."""
     lines = ["| M2, 100 labels | test error (%) | M2 as it is, same draws | CPU minutes |", "| --- | --- | --- | --- |"]
     variants = {method: by_labels[100] for method, by_labels in results.items() if 100 in by_labels}
-    whole = {cell["split"]: cell["test_error"] for cell in variants["m2"]}
+    whole = {cell["split"]: cell["test_error"] for cell in variants.get("m2", [])}
     for method, cells in variants.items():
         error = _format(spread([cell["test_error"] for cell in cells]))
-        same = _format(spread([whole[cell["split"]] for cell in cells if cell["split"] in whole]))
+        same = [whole[cell["split"]] for cell in cells if cell["split"] in whole]
+        same = _format(spread(same)) if same else "–"
         minutes = mean(cell["cpu_minutes"] for cell in cells)
         lines.append(f"| {VARIANT_NAMES[method]} | **{error}** ({len(cells)}) | {same} | {minutes:.1f} |")
     return "\n".join(lines)
@@ -123,8 +124,7 @@ def trials_markdown(results):
     """Return the table of M1+M2 with one thing changed: `results` of the methods in `TRIAL_NAMES`, of one draw."""
     columns = "M1+M2, 100 labels", "M1's ELBO, active latents", "M1+M2's bound", "validation error (%)", "CPU minutes"
     lines = [f"| {' | '.join(columns)} |", "| --- |" + " --- |" * (len(columns) - 1)]
-    for method, by_labels in results.items():
-        [cell] = by_labels[100]
+    for method, [cell] in ((method, by_labels[100]) for method, by_labels in results.items() if 100 in by_labels):
         m1 = f"{cell['m1_valid_elbo']:.1f}, {cell['m1_active_latents']}"
         numbers = f"{m1} | {cell['valid_bound']:.1f} | {cell['valid_error']:.2f} | {cell['cpu_minutes']:.1f}"
         lines.append(f"| {TRIAL_NAMES[method]} | {numbers.replace('-', '−')} |")
@@ -211,6 +211,7 @@ def write(docs=DOCS, images=Path("_images")):
     write_figure(errors_against_labels(results), images / "m2-error-vs-labels.png")
     for name, by_marker in tables(RESULTS).items():
         page = docs / f"{name}.md"
+        text = with_tables(page.read_text(), by_marker)
         with atomic_path(page) as partial:
-            partial.write_text(with_tables(page.read_text(), by_marker))
+            partial.write_text(text)
     print(f"{docs} and {images / 'm2-error-vs-labels.png'} show {sum(map(len, results.values()))} averages")

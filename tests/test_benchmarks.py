@@ -168,12 +168,6 @@ def test_how_cost_grows_is_a_file_of_its_own(smoke):
     assert all(r["cpu_seconds_per_1000_images"] > 0 for records in scaling.values() for r in records)
 
 
-def test_part_of_it_writes_nothing(smoke, capsys):
-    main(["bench", "--only", "evaluation"])
-    assert "evaluation" in capsys.readouterr().out
-    assert not list(smoke.iterdir())
-
-
 def test_the_time_to_an_error_is_that_of_the_first_look_at_or_below_it():
     curve = [[1, 20], [2, 5], [3, 6], [4, 3]]
     assert [minutes_to(threshold, curve) for threshold in (20, 5, 4.9, 3, 2.9)] == [1, 2, 4, 4, math.inf]

@@ -62,7 +62,6 @@ def refuse(command, capsys):
         ("table", "there are no results"),
         ("notebooks", "notebook"),
         ("notebooks missing.ipynb", "missing.ipynb"),
-        ("bench --only m1 nonsense", "nothing is called nonsense; there are m1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command, complaint, capsys):

@@ -54,6 +54,9 @@ def test_tables_hold_mean_and_standard_deviation_and_number_of_splits(folder):
         "| as it is | **10.00 ± 2.00** (3) | 10.00 ± 2.00 | 2.0 |",  # and beside the variants, on the same draws
         f"| {VARIANT_NAMES['m2_one_layer']} | **22.00 ± 2.83** (2) | 9.00 ± 1.41 | 1.5 |",
     ]
+    without_m2 = read_cells(folder, ["m2_one_layer", "m2_naive"])  # the second of another number of labels
+    assert [line.split(" | ")[2] for line in variants_markdown(without_m2).splitlines()[2:]] == ["–"]
+    assert len(table.trials_markdown({"m1m2_short": {600: []}}).splitlines()) == 2
 
 
 def test_every_method_and_every_variant_has_a_name():

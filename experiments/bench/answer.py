@@ -2,8 +2,8 @@
 
 MNIST with 100 labels, the same draws of them for all, in one thread. M1's training counts, evaluation does not. Ours
 train to the end of their stages, also on fewer images with as many updates; a peer for so many minutes. What is
-trained stays in checkpoints/: a killed command goes on. Writes results/answer.json and
-_images/error-vs-cpu-minutes.png; a smoke run writes to preview/smoke.
+trained stays in checkpoints/: a killed command goes on, but for a peer's run, which starts anew. Writes
+results/answer.json and _images/error-vs-cpu-minutes.png; a smoke run writes to preview/smoke.
 """
 
 import importlib

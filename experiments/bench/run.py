@@ -66,10 +66,10 @@ class Bench:
         print(*map(line, records), sep="\n", flush=True)
         return records
 
-    def grid(self, names):
+    def grid(self):
         """Measure throughput, memory and limits of every batch size."""
-        what, dtypes = [name for name in names if name not in MISSING], list(DTYPES)
-        self.left_out += [f"{w}: not installed; pip install '.[bench]'" for w in names if w in MISSING]
+        what, dtypes = [name for name in WHAT if name not in MISSING], list(DTYPES)
+        self.left_out += [f"{w}: not installed; pip install '.[bench]'" for w in WHAT if w in MISSING]
         times = interleave(limiting_calls(DTYPES, "cpu")[0], rounds=3, seconds=0.01)
         slowdown = median_ratio(times["bf16"], times["fp32"])  # below 1 where the processor has bf16
         if slowdown > SLOW_BF16:
@@ -127,18 +127,11 @@ def scaling():
     runner.write_result(result, runner.RESULTS / "bench-scaling.json")
 
 
-def bench(only):
-    """Measure and print a table; unless it is of the steps `only`, write file and figure.
-
-    Raises UserError for a name that there is not.
-    """
-    unknown = sorted(set(only or ()) - set(WHAT))
-    if unknown:
-        raise runner.UserError(f"nothing is called {', '.join(unknown)}; there are {', '.join(WHAT)}")
+def bench():
+    """Measure, print a table, and write file and figure."""
     run = Bench(SMOKE if runner.SMOKE else Plan())
-    run.grid(only or WHAT)
-    if not only:
-        runner.write_result(run.result(), runner.RESULTS / "bench.json")
-        figure = throughput(run.measurements, run.plan.batch)
-        runner.write_figure(figure, runner.ROOT / "_images" / "throughput.png")
+    run.grid()
+    runner.write_result(run.result(), runner.RESULTS / "bench.json")
+    figure = throughput(run.measurements, run.plan.batch)
+    runner.write_figure(figure, runner.ROOT / "_images" / "throughput.png")
     print(*(f"{name}: {value:.3g}" for name, value in run.ratios.items()), sep="\n")
