@@ -12,6 +12,7 @@ from functools import cache, partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import runner
 from experiments.bench.steps import DTYPES, EVALUATIONS, THREADS, build_model, build_step, random_images
 
 # A peer is held to the limit of what it stands beside; the other ways to sum over labels to that of the first.
@@ -56,7 +57,7 @@ def limit_seconds(case, rates):
 
 def limiting_calls(dtypes, device):
     """Return the calls whose rates set the limit, by name, and the operations or bytes of each: products and "copy"."""
-    size, mebibytes = (8192, 1024) if device == "cuda" else (1024, 256)
+    size, mebibytes = (64, 1) if runner.SMOKE else (8192, 1024) if device == "cuda" else (1024, 256)
     source = torch.ones(mebibytes << 18, device=device)
     calls = {"copy": partial(torch.empty_like(source).copy_, source)}
     work = {"copy": 2 * source.nbytes}  # read and written
