@@ -1,7 +1,6 @@
 """What makes the numbers of the README. What is there is skipped; what a kill interrupts resumes."""
 
 import argparse
-import os
 import sys
 from importlib import import_module
 
@@ -40,7 +39,7 @@ def parse(arguments):
         return added
 
     def add_workers(to):
-        to.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes, of one thread each")
+        to.add_argument("--jobs", type=positive, help="processes, of one thread each; by default one for each core")
         to.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
 
     ssl = command("ssl", "the semi-supervised comparison: every method × number of labels × draw of labels", run_ssl)

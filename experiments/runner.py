@@ -176,7 +176,7 @@ def run_jobs(jobs, parallel, results, state):
 @contextlib.contextmanager
 def workers(jobs, scheduler=None):
     """Yield joblib's Parallel over so many processes of one thread each, or over a Dask scheduler's workers."""
-    backend = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
+    backend = {"backend": "loky", "n_jobs": jobs or joblib.cpu_count(), "inner_max_num_threads": 1}
     with contextlib.ExitStack() as stack:
         if scheduler is not None:
             backend = {"backend": "dask", "client": stack.enter_context(connect(scheduler))}

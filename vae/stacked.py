@@ -23,8 +23,9 @@ class _OnM1(Module):
         """Return mean and standard deviation of q(z1|x), side by side: (B, *X) -> (B, 2A)."""
         check_batch(x, self.m1)
         with torch.no_grad():
-            posterior = self.m1.encoder(x)
-            return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
+            posteriors = [self.m1.encoder(rows) for rows in x.split(1000)]
+            both = [torch.cat([q.mean[:, self.active], q.stddev[:, self.active]], 1) for q in posteriors]
+        return torch.cat(both)
 
     @staticmethod
     def draw(features, generator):
