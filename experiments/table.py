@@ -35,6 +35,7 @@ NAMES = {
     "m2": "M2",
     "m2_longer": "M2, 75 unfrozen epochs instead of 15",
     "m1m2": "M1+M2 as the paper draws it",
+    "m1m2_short_relu": "M1+M2 as drawn, M1 with ReLU for 60 epochs",
     "m1m2_joint": "M1+M2, ten latents, 16 joint epochs",
     "m1m2_joint_longer": "M1+M2, ten latents, 64 joint epochs",
     "m1m2_skips": "M1+M2 with skips, 48 joint epochs",
