@@ -58,10 +58,7 @@ class AutoEncoder(Module):
 
     @torch.no_grad()
     def fit_codes(self, x):
-        """Fit a Gaussian to the codes of x (B, *X), for `sample`: a stand-in for the prior that it lacks.
-
-        It is no parameter: fit it again to a model that was loaded.
-        """
+        """Fit a Gaussian to the codes of x (B, *X), as the prior that `sample` lacks; a saved file does not keep it."""
         if len(x) < 2:
             raise ValueError("one example has no spread; give at least two")
         codes = self.encoder(x)  # (B, Z)

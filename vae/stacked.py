@@ -23,9 +23,8 @@ class _OnM1(Module):
         """Return mean and standard deviation of q(z1|x), side by side: (B, *X) -> (B, 2A)."""
         check_batch(x, self.m1)
         with torch.no_grad():
-            posteriors = [self.m1.encoder(rows) for rows in x.split(1000)]
-            both = [torch.cat([q.mean[:, self.active], q.stddev[:, self.active]], 1) for q in posteriors]
-        return torch.cat(both)
+            posteriors = map(self.m1.encoder, x.split(1000))
+            return torch.cat([torch.cat([q.mean[:, self.active], q.stddev[:, self.active]], 1) for q in posteriors])
 
     @staticmethod
     def draw(features, generator):
