@@ -300,7 +300,9 @@ def test_samples_go_from_y_to_z2_to_z1_to_x(make):
 
 
 def test_m1m2_draws_active_latents_from_the_posterior_of_m1_anew():
-    model, x = stacked(), torch.rand(1, 6)
+    model, many = stacked(), torch.rand(1001, 6)  # more than a batch
+    assert_close(model.features(many)[:, :2], model.m1.encoder(many).mean[:, [0, 2]].detach())
+    x = many[:1]
     features, posterior = model.features(x).expand(100_000, 4), model.m1.encoder(x)
     assert not features.requires_grad
     draws = StackedSemiSupervisedVAE.draw(features, torch.Generator().manual_seed(0))

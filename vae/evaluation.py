@@ -8,11 +8,16 @@ from torch.distributions import kl_divergence
 from vae.models import check_batch
 
 
-def evaluate_mean(value, *tensors, batch_size=1000):
-    """Return the mean over all rows of `value(*rows)`, one value per example, computed in batches without gradient."""
+def in_batches(function, *tensors, batch_size=1000):
+    """Return `function(*rows)` of all rows, (N, …), computed in batches without gradient."""
     with torch.no_grad():
         batches = zip(*(t.split(batch_size) for t in tensors), strict=True)
-        return torch.cat([value(*rows) for rows in batches]).mean().item()
+        return torch.cat([function(*rows) for rows in batches])
+
+
+def evaluate_mean(value, *tensors, batch_size=1000):
+    """Return the mean over all rows of `value(*rows)`, one value per example, as `in_batches` computes them."""
+    return in_batches(value, *tensors, batch_size=batch_size).mean().item()
 
 
 def error_rate(classify, images, labels):
@@ -49,8 +54,7 @@ def active_latents(vae, x):
     check_batch(x, vae)
     if len(x) < 2:
         raise ValueError("one example has no spread; give at least two")
-    with torch.no_grad():
-        means = torch.cat([vae.encoder(rows).mean for rows in x.split(1000)])
+    means = in_batches(lambda rows: vae.encoder(rows).mean, x)
     return (means.std(0) > 0.1).nonzero().squeeze(1)
 
 

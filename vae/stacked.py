@@ -6,6 +6,7 @@ Shapes: B batch, K classes, X one image's shape, Z latents of M1, A of them acti
 import torch
 
 from vae import objectives
+from vae.evaluation import in_batches
 from vae.marginalization import marginalize
 from vae.models import check_batch, check_labels, draw
 from vae.saving import Module
@@ -22,9 +23,12 @@ class _OnM1(Module):
     def features(self, x):
         """Return mean and standard deviation of q(z1|x), side by side: (B, *X) -> (B, 2A)."""
         check_batch(x, self.m1)
-        with torch.no_grad():
-            posteriors = map(self.m1.encoder, x.split(1000))
-            return torch.cat([torch.cat([q.mean[:, self.active], q.stddev[:, self.active]], 1) for q in posteriors])
+
+        def of_rows(rows):
+            posterior = self.m1.encoder(rows)
+            return torch.cat([posterior.mean[:, self.active], posterior.stddev[:, self.active]], 1)
+
+        return in_batches(of_rows, x)
 
     @staticmethod
     def draw(features, generator):
