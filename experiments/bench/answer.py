@@ -60,7 +60,7 @@ class Run:
     def compute(self, folder):
         """Return the result, with [CPU minutes, test error] at each look, and no model."""
         curve = peer_curve(self) if self.minutes else staged_curve(self, folder)
-        curve = [[round(minutes, 3), round(error, 2)] for minutes, error in curve]
+        curve = [[round(minutes, 5), round(error, 2)] for minutes, error in curve]
         return {"method": self.name, "split": self.split, "cpu_minutes": curve[-1][0], "curve": curve}, None
 
 
