@@ -154,12 +154,15 @@ def test_the_deep_models(name):
 
 @pytest.mark.parametrize("what", ["m1", "m2_exact", "m2_topk"])
 def test_speed(what):
-    bench = json.loads((ROOT / "results/bench.json").read_text())
+    bench, beyond = json.loads((ROOT / "results/bench.json").read_text()), []
     for dtype in ("fp32", "bf16"):
         case = {"what": what, "batch": 500, "dtype": dtype, "device": "cpu", "threads": 2}
         (record,) = (r for r in bench["measurements"] if case.items() <= r.items())
         rate = f" {record['images_per_second']:,.0f} "
         assert rate in PAGES["speed"] and (what == "m2_topk" or rate in README.replace(";", " "))
+        step = 1000 * record["batch"] / record["images_per_second"]  # ms
+        beyond.append(f"{step * (1 - record['fraction_of_limit']):.1f}")
+    assert re.search(rf"{beyond[0]}( ms in float32)? and {beyond[1]}( in bfloat16)? for ", PAGES["speed"])
 
 
 def test_how_cost_grows():
