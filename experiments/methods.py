@@ -170,6 +170,7 @@ class M1M2(Method):
 
     z_dim: int = 50
     hidden_dims: tuple = (500,)
+    activation: str = "ReLU"  # M2's, one of NETWORKS
     init_scale: float | None = 1e-3  # M2's parameters start at Normal(0, init_scale²), or where torch starts them
     decoder: str = "diagonal Gaussian"  # p(z1|y, z2), one of DECODERS
     skips: bool = False
@@ -181,7 +182,8 @@ class M1M2(Method):
         """Train it; `evaluate(model)` is asked after each epoch."""
         images = task.data.train_images
         sizes = task.data.num_classes, self.z_dim, self.hidden_dims
-        model = stacked = build_m1m2(task.m1, images, *sizes, self.init_scale, DECODERS[self.decoder])
+        made_of = DECODERS[self.decoder], NETWORKS[self.activation]
+        model = stacked = build_m1m2(task.m1, images, *sizes, self.init_scale, *made_of)
         if self.skips:
             model = add_skips(stacked, task.classifier(self.m1.hidden_dims, from_m1=True))
         features = task.batches(model.features(images), self, model.draw)
@@ -282,6 +284,8 @@ TRIALS = {  # M1+M2 with one thing changed: in M1, trained for 60 epochs instead
     "m1m2": _M1M2,
     "m1m2_default_start": _m1m2(init_scale=None),
     "m1m2_no_prior": _m1m2(recipe={"weight_prior": 0}),
+    "m1m2_silu": _m1m2(activation="SiLU"),
+    "m1m2_strong_labels": _m1m2(recipe={"alpha_per_image": 1}),
     "m1m2_one_scale": _m1m2(decoder="Gaussian"),
     "m1m2_50_labeled": _m1m2(labeled_batch_size=50, unlabeled_batch_size=450),
 }

@@ -62,6 +62,8 @@ TRIAL_NAMES = {
     "m1m2": "**M1 of 200 epochs**",
     "m1m2_default_start": "– M2's weights start where PyTorch starts them, not at Normal(0, 0.001²)",
     "m1m2_no_prior": "– without the prior on M2's weights",
+    "m1m2_silu": "– SiLU in M2, too, instead of ReLU",
+    "m1m2_strong_labels": "– α = N instead of 0.1 N",
     "m1m2_one_scale": "– one scale for all latents in M2's decoder, not one each",
     "m1m2_50_labeled": "– 50 labelled and 450 unlabelled rows in a batch, not 1 and 499",
 }

@@ -222,6 +222,9 @@ def test_parameters_start_at_their_scale_and_only_active_latents_are_described(m
     # As visible as it is where torch starts decides whether M2 ever uses y.
     as_torch_does = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=None).m2
     assert as_torch_does.decoder.network.label_embedding.weight.std().item() == pytest.approx(1, rel=0.05)
+    smooth = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,), network=partial(MLP, activation=nn.SiLU)).m2
+    for part in (smooth.encoder, smooth.decoder, smooth.classifier):
+        assert part.network.hidden[0](torch.tensor(-1.0)) < 0  # which a ReLU makes 0
     m2 = recipes.init_label_embeddings(new_m2(num_classes=500), 0.3)
     for network in (m2.encoder, m2.decoder):
         assert network.network.label_embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)

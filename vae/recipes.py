@@ -17,7 +17,7 @@ from vae.evaluation import active_latents
 from vae.gaussian import DiagonalGaussianDecoder
 from vae.marginalization import marginalize_topk
 from vae.models import VAE, ConditionalVAE, SemiSupervisedVAE
-from vae.networks import Classifier, Encoder
+from vae.networks import MLP, Classifier, Encoder
 from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
 from vae.training import fit
 
@@ -237,7 +237,16 @@ def init_label_embeddings(model, scale):
     return model
 
 
-def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, make_decoder=DiagonalGaussianDecoder):
+def build_m1m2(
+    m1,
+    images,
+    num_classes,
+    z_dim,
+    hidden_dims,
+    init_scale=1e-3,
+    make_decoder=DiagonalGaussianDecoder,
+    network=MLP,
+):
     """Return an untrained M1+M2 on those latents of a copy of `m1` that are active on `images` (N, *X).
 
     The parameters of M2 start at Normal(0, init_scale²), or where torch starts them if it is None. Raises ValueError if
@@ -246,9 +255,9 @@ def build_m1m2(m1, images, num_classes, z_dim, hidden_dims, init_scale=1e-3, mak
     active = active_latents(m1, images)
     if not len(active):
         raise ValueError("no latent of this M1 says anything of the data; train it longer")
-    encoder = Encoder(len(active), z_dim, hidden_dims, num_classes)
-    decoder = make_decoder(z_dim, len(active), hidden_dims, num_classes)
-    m2 = SemiSupervisedVAE(encoder, decoder, Classifier(len(active), num_classes, hidden_dims))
+    encoder = Encoder(len(active), z_dim, hidden_dims, num_classes, network)
+    decoder = make_decoder(z_dim, len(active), hidden_dims, num_classes, network)
+    m2 = SemiSupervisedVAE(encoder, decoder, Classifier(len(active), num_classes, hidden_dims, network))
     if init_scale is not None:
         init_parameters(m2, init_scale)
     return StackedSemiSupervisedVAE(copy.deepcopy(m1), m2, active).to(active.device)
