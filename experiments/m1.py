@@ -11,7 +11,14 @@ from experiments.runner import MODEL, SMOKE, Job, UserError, load_data, load_res
 from vae.checkpoint import load_state
 from vae.data import Batches, as_is, binarize, dequantize
 from vae.datasets import two_gaussians
-from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
+from vae.evaluation import (
+    active_latents,
+    elbo_terms,
+    evaluate_mean,
+    in_batches,
+    log_likelihood,
+    mean_and_standard_error,
+)
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
 from vae.models import VAE
 from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
@@ -209,7 +216,7 @@ def _measured(vae, test, config, truth):
     """Return bounds and estimates; log p(x), which takes longer, is of fewer rows than the bound, evenly spread."""
     rows = test[:: max(1, len(test) // config.examples)]
     mean, standard_error = mean_and_standard_error(
-        torch.cat([log_likelihood(vae, x, config.samples) for x in rows.split(100)])
+        in_batches(lambda x: log_likelihood(vae, x, config.samples), rows, batch_size=100)
     )
     terms = elbo_terms(vae, test[:10_000])
     return {

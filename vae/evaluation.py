@@ -69,9 +69,8 @@ def elbo_terms(vae, x, chunk_size=500):
     with torch.no_grad():
         posterior = vae.encoder(x)
         z = posterior.sample()
-        parts = zip(x.split(chunk_size), z.split(chunk_size), strict=True)
-        likelihood = torch.cat([vae.decoder(z_part).log_prob(x_part) for x_part, z_part in parts]).mean()
-        log_aggregate = torch.cat([_log_mixture(part, posterior) for part in z.split(chunk_size)])
+        likelihood = in_batches(lambda x, z: vae.decoder(z).log_prob(x), x, z, batch_size=chunk_size).mean()
+        log_aggregate = in_batches(lambda z: _log_mixture(z, posterior), z, batch_size=chunk_size)
         divergence = kl_divergence(posterior, vae.prior).mean()
         kl_to_prior = (log_aggregate - vae.prior.log_prob(z)).mean()
     return {
