@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from experiments import m1, ssl
 from experiments.__main__ import parse
@@ -55,6 +56,14 @@ def test_commands_and_paths_exist(name):
     assert not [path for path in re.findall(code, TEXTS[name]) if not (ROOT / path).exists()]
     modules = re.findall(r"python -m ((?:experiments|tests|vae)[\w.]*)", TEXTS[name])
     assert all(any((ROOT / m.replace(".", "/")).with_suffix(s).exists() for s in (".py", "")) for m in modules)
+
+
+def test_the_lock_file_has_every_requirement_in_a_version_that_satisfies_it():
+    lines = {name: (ROOT / f"requirements.{name}").read_text().splitlines() for name in ("txt", "lock")}
+    wanted, locked = ([line for line in lines[name] if not line.startswith("#")] for name in ("txt", "lock"))
+    versions = dict(line.split("==") for line in locked)
+    missing = [line for line in wanted if versions.get(Requirement(line).name) not in Requirement(line).specifier]
+    assert not missing, "make lock"
 
 
 def test_m2_on_own_images_learns_is_saved_loaded_and_sampled(tmp_path):
