@@ -93,8 +93,8 @@ DEEP = M1Config(
     batch_size=250,
     recipe=M1Recipe(warm_up_epochs=20, epochs=200, weight_prior=1, bf16=True),
 )
-_DEEP = M1Run(**vars(DEEP), samples=5000, examples=2000)
-_IWAE = M1Recipe(epochs=0, iwae_epochs=5, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
+_DEEP = M1Run(**vars(replace(DEEP, recipe=replace(DEEP.recipe, epochs=300))), samples=2000, examples=10_000)
+_IWAE = M1Recipe(epochs=0, iwae_epochs=15, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
 _GRAY = M1Run(hidden_dims=(200, 200), transform="dequantize", recipe=M1Recipe(epochs=4), samples=100)
 _TOY = M1Run(
     data=TOY,
@@ -129,8 +129,8 @@ def _name(group, run):
 
 
 GROUPS = {  # settings were chosen on the validation images
-    "mnist-50": [_DEEP],
-    "mnist-50-iwae": [replace(_DEEP, start="mnist-50", recipe=_IWAE)],
+    "mnist-50": _seeds(3, _DEEP),
+    "mnist-50-iwae": [replace(run, start=f"mnist-50-{run.seed}", recipe=_IWAE) for run in _seeds(3, _DEEP)],
     **{f"latents-{n}": [M1Run(z_dim=n, hidden_dims=(500,), recipe=M1Recipe(epochs=24))] for n in LATENTS},
     **{f"variance-{name}": _seeds(20 if name == "optimal" else 5, run) for name, run in VARIANCES.items()},
     "toy-pixel": _seeds(10, replace(_TOY, decoder="diagonal Gaussian")),
@@ -216,7 +216,7 @@ def _measured(vae, test, config, truth):
     """Return bounds and estimates; log p(x), which takes longer, is of fewer rows than the bound, evenly spread."""
     rows = test[:: max(1, len(test) // config.examples)]
     mean, standard_error = mean_and_standard_error(
-        in_batches(lambda x: log_likelihood(vae, x, config.samples), rows, batch_size=100)
+        in_batches(lambda x: log_likelihood(vae, x, config.samples), rows, batch_size=20)
     )
     terms = elbo_terms(vae, test[:10_000])
     return {

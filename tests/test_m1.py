@@ -71,10 +71,10 @@ def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_
     first, changes = "precision-fp32-0", {"start": "precision-fp32-0", "recipe": {"iwae_samples": 5, "lr": 1e-8}}
     before, result, model = run(first), tmp_path / f"m1/{first}.json", tmp_path / f"state/m1/{first}" / MODEL
     started = load(model).state_dict()
-    run("mnist-50-iwae", **changes)
-    assert_close(load(tmp_path / "state/m1/mnist-50-iwae" / MODEL).state_dict(), started, rtol=0, atol=1e-5)
+    run("mnist-50-iwae-0", **changes)
+    assert_close(load(tmp_path / "state/m1/mnist-50-iwae-0" / MODEL).state_dict(), started, rtol=0, atol=1e-5)
     result.unlink(), model.unlink()
-    run("mnist-50-iwae", samples=21, **changes)
+    run("mnist-50-iwae-0", samples=21, **changes)
     assert run(first) | {"cpu_minutes": 0} == before | {"cpu_minutes": 0}
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_curve_and_no_model(run, tmp_p
         return fit(*arguments, name=name, **options)
 
     monkeypatch.setattr(recipes, "fit", second_stage_fails)
-    result = run("mnist-50", recipe={"iwae_epochs": 1, "iwae_samples": 2})
+    result = run("mnist-50-0", recipe={"iwae_epochs": 1, "iwae_samples": 2})
     assert (result["diverged"], len(result["curve"]), result["updates"]) == ("it became nan", 1, 240 // 40)
 
 
@@ -108,8 +108,8 @@ def test_every_run_can_be_built_and_named_and_a_missing_result_is_asked_for(tmp_
         assert config.build((1, 28, 28)).encoder.z_dim == config.z_dim, name
         assert runs_of(name) == [name]
     assert sum(len(runs_of(group)) for group in GROUPS) == len(RUNS)
-    with pytest.raises(UserError, match=r"\['mnist-50'\].*python -m experiments m1 mnist-50"):
-        read_results("mnist-50", tmp_path)
+    with pytest.raises(UserError, match=r"\['latents-3'\].*python -m experiments m1 latents-3"):
+        read_results("latents-3", tmp_path)
 
 
 def test_committed_results_are_of_todays_settings():

@@ -33,9 +33,7 @@ class ConvNet(MLP):
 
     def forward(self, x, y=None):
         """Map (…, C, H, W) to (…, *out_shape); labels broadcast against the leading dimensions."""
-        features = self.convolutions(
-            x.reshape(-1, *x.shape[-3:])
-        )  # all leading dimensions are one batch to a convolution
+        features = self.convolutions(x.reshape(-1, *x.shape[-3:]))  # all leading dimensions are one batch to it
         return super().forward(features.reshape(*x.shape[:-3], *features.shape[-3:]), y)
 
 
