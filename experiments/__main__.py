@@ -52,6 +52,7 @@ def parse(arguments):
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
     add_workers(m1)
     command("table", "write the tables of docs/ and their figure, from what is in results/")
+    command("meaning", "draw what y means in M2's plain recipe as it trains, from models that it left")
     notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures", run_notebooks)
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
     command("weights", "write the models that come with the package, in half precision, from what is trained")

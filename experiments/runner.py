@@ -112,7 +112,8 @@ def write_result(result, path):
 def write_figure(figure, path):
     """Write a Matplotlib figure to `path` as a PNG, atomically; the same figure gives the same bytes."""
     with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
+        tight = {"bbox_inches": "tight", "pad_inches": 0.05}
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None}, **tight)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import m1, runner, table
+from experiments import m1, meaning, runner, table
 from experiments.__main__ import main
 from vae.datasets import load_mnist
 from vae.training import fit
@@ -21,6 +21,7 @@ def nowhere(offline, tmp_path, monkeypatch, embedded, add_data):
 
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runner, "STATE", tmp_path / "checkpoints")
+    monkeypatch.setattr(meaning, "STATE", tmp_path / "checkpoints")
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results/ssl/mnist")
     monkeypatch.setattr(runner, "TIMEOUT", 0.5)
     monkeypatch.setattr("vae.recipes.fit", train)
@@ -60,6 +61,7 @@ def refuse(command, capsys):
         ("m1 nonsense", "no run is called 'nonsense'; there are mnist-50"),
         ("m1 latents-3 --jobs 0", "0 must be at least 1"),
         ("table", "there are no results"),
+        ("meaning", "m2_softplus_exact_5-100-0.json if it is there, and run python -m experiments ssl --methods"),
         ("notebooks", "notebook"),
         ("notebooks missing.ipynb", "missing.ipynb"),
     ],

@@ -6,21 +6,23 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from test_training import Killed
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.testing import assert_close
 
-from experiments import ssl
+from experiments import meaning, ssl
 from experiments.m1 import M1Config
 from experiments.methods import ESTIMATORS, EVERY, METHODS, MORE, UNDONE, Method, Task
-from experiments.runner import MODEL, digest, load_result, plain, shortened
+from experiments.runner import MODEL, digest, load_result, plain, shortened, write_result
 from vae import recipes
 from vae.checkpoint import load_state
 from vae.data import PARTS, labeled_split
 from vae.evaluation import error_rate
-from vae.networks import Classifier, Encoder
+from vae.models import SemiSupervisedVAE
+from vae.networks import BernoulliDecoder, Classifier, Encoder
 from vae.recipes import M1Recipe
 from vae.saving import load
 
@@ -299,3 +301,34 @@ def test_committed_results_are_of_todays_settings():
         assert result["settings"] == plain(EVERY[result["method"]]), result["name"]
         assert result["name"] == f"{result['method']}-{result['labels']}-{result['split']}"
         assert result["data"] == "mnist" and result.keys() >= {"data_checksum", "versions", "updates"}
+
+
+def test_the_figure_of_what_y_means_shows_each_image_and_then_its_style_with_every_label(
+    add_data, stripes, tmp_path, monkeypatch
+):
+    add_data(replace(stripes, name="mnist"))
+    for name, path in {"STATE": tmp_path / "state", "RESULTS": tmp_path, "DIGITS": (2, 0)}.items():
+        monkeypatch.setattr(meaning, name, path)
+    networks = Encoder(stripes.x_shape, 2, (8,), 3), BernoulliDecoder(2, stripes.x_shape, (8,), 3)
+    for number, method in enumerate(meaning.METHODS):
+        m2 = SemiSupervisedVAE(*networks, Classifier(stripes.x_shape, 3, (8,)))
+        m2.save(tmp_path / f"state/ssl/mnist/{method}-100-0" / MODEL)
+        result = {
+            "name": f"{method}-100-0",
+            "settings": {},
+            "cpu_minutes": 1,
+            "test_error": 9.6,
+            "updates": 5000 * number,
+        }
+        write_result(result, tmp_path / f"ssl/mnist/{method}-100-0.json")
+    drawn = {}
+    monkeypatch.setattr(meaning, "image_panels", lambda panels, columns: drawn.update(panels) or plt.figure())
+    meaning.write(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert list(drawn) == ["0 updates, error 10 %", "5,000 updates, error 10 %", "10,000 updates, error 10 %"]
+    x = torch.stack([stripes.test_images[stripes.test_labels == k][0] for k in (2, 0)])
+    rows = drawn["10,000 updates, error 10 %"].unflatten(0, (2, 5))
+    assert torch.equal(rows[:, 0], x) and not rows[:, 1].any()
+    z = m2.encoder(x, m2.classify(x)).mean
+    for label in range(3):
+        assert_close(rows[:, 2 + label], m2.decoder(z, torch.tensor([label, label])).mean)
