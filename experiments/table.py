@@ -147,7 +147,7 @@ def _error_bars(axis, errors, **appearance):
 def errors_against_labels(results):
     """Show test error against the number of labels, ours with error bars of one standard deviation, and the paper's.
 
-    The longer runs, of one number of labels only, are left to the table; baselines are gray.
+    Longer runs and other variants are left to the table; baselines are gray.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
     for method, cells in ((method, cells) for method, cells in results.items() if method in LABELS):

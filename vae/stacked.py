@@ -144,9 +144,6 @@ class SkipSemiSupervisedVAE(_OnM1):
         return bound(y)
 
     def unlabeled_elbo(self, x, marginalize=marginalize):
-        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, *X) -> (B,).
-
-        Raises ValueError for a wrong shape, or values outside the decoder's support.
-        """
+        """Return a one-sample estimate of the bound on log p(x), the label summed out: (B, *X) -> (B,)."""
         bound, label_posterior = self._bound(x), self.classifier(x)
         return objectives.unlabeled_elbo(marginalize(bound, label_posterior), label_posterior)
