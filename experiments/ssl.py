@@ -63,6 +63,7 @@ def compare(data, method, labels, split, config, m1, folder):
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
         "seed": split,
         "bf16": hasattr(config, "recipe") and on_this_machine(config.recipe).bf16,
+        "m1_bf16": config.m1 and on_this_machine(config.m1.recipe).bf16,
         "data_checksum": data_set.checksum,
     }, model
 

@@ -183,7 +183,7 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     result = run(Constant(m1=None), split=3)
     assert result.pop("versions")["torch"] == torch.__version__.partition("+")[0]
     expected = {"name": "method-12-3", "data": "stripes", "method": "method", "labels": 12, "split": 3, "seed": 3}
-    expected |= {"bf16": False}
+    expected |= {"bf16": False, "m1_bf16": None}
     expected |= {"valid_error": 100, "test_error": 0, "epochs": 2, "updates": 2 * (228 // 40), "cpu_minutes": 1.5}
     expected |= {"curve": [0, 100], "valid_bound": None, "m1_valid_elbo": None, "m1_active_latents": None}
     expected |= {"valid_error_by_bound": None}

@@ -49,7 +49,7 @@ def log_likelihood(vae, x, num_samples, chunk_size=100):
 def active_latents(vae, x):
     """Return the indices (A,) of the latents whose posterior mean has a standard deviation over x (N, *X) above 0.1.
 
-    The others stay at the prior and say nothing of x   [Burda et al. 2016, section 5.1, a variance of 0.01].
+    The others stay at the prior and say nothing of x   [Burda et al. 2016, section 5.2, a variance of 0.01].
     """
     check_batch(x, vae)
     if len(x) < 2:

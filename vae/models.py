@@ -126,7 +126,7 @@ class VAE(_LatentVariableModel):
 class ConditionalVAE(_LatentVariableModel):
     """M2 for images with a label: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`.
 
-    [2, section 2.1]. p(y) is uniform, or `label_prior`, K probabilities. Labels y of shape (B,) give one to each image,
+    [2, section 2]. p(y) is uniform, or `label_prior`, K probabilities. Labels y of shape (B,) give one to each image,
     and (K, 1) gives all K to each, at one pass over the image in the encoder. ValueError for another number of classes.
     """
 
@@ -189,7 +189,7 @@ class ConditionalVAE(_LatentVariableModel):
 class SemiSupervisedVAE(ConditionalVAE):
     """M2: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`, q(y|x) = `classifier`.
 
-    [2, sections 2.1 and 3.1.2]; `label_prior` as in `ConditionalVAE`.
+    [2, sections 2 and 3.1.2]; `label_prior` as in `ConditionalVAE`.
     """
 
     def __init__(self, encoder, decoder, classifier, label_prior=None):

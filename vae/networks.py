@@ -51,7 +51,7 @@ class MLP(Module):
         self.output = nn.Linear(hidden_dims[-1], math.prod(self.out_shape))
 
     def forward(self, x, y=None):
-        """Map (B, *in_shape) to (B, *out_shape); labels of shape (K, 1) or (L, B) add a first dimension, K or L."""
+        """Map (…, *in_shape) to (…, *out_shape); labels of shape (K, 1) or (L, B) add a first dimension, K or L."""
         if (y is None) != (self.label_embedding is None):
             raise ValueError("a network made with num_classes needs labels, and one made without takes none")
         hidden = self.input(x.flatten(-len(self.in_shape)))  # (B, H)
@@ -71,7 +71,7 @@ class Encoder(Module):
         self.network = network(self.x_shape, hidden_dims, 2 * z_dim, num_classes)
 
     def forward(self, x, y=None):
-        """Return the posterior over z, of batch shape (B,), or (K, B) for labels of shape (K, 1) or (K, B)."""
+        """Return the posterior over z, of batch shape (B,), or (K, B) for labels (K, 1), or (L, B) for labels (L, B)."""
         mean, log_scale = self.network(x, y).chunk(2, dim=-1)
         return diagonal_normal(mean, log_scale.exp())
 

@@ -5,6 +5,7 @@ Pure functions of distributions; higher is better. The mean over the batch is ta
 [1] Kingma & Welling 2013, Auto-Encoding Variational Bayes, arXiv:1312.6114
 [2] Kingma, Rezende, Mohamed & Welling 2014, Semi-supervised Learning with Deep Generative Models, arXiv:1406.5298
 [3] Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, arXiv:1509.00519
+[4] is in `vae.marginalization`
 [5] Tucker, Lawson, Gu & Maddison 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives,
     arXiv:1810.04152
 """
@@ -69,7 +70,7 @@ def unlabeled_elbo(expected_labeled_elbo, label_posterior):
 
 
 def stacked_elbo(x, posterior, likelihood, active, elbo_of_latents):
-    """M1+M2: log p(x) ≥ E_q(z1|x)[log p(x|z1) + bound on log p(z1)] + H(q(z1|x))   [2, section 2.2].
+    """M1+M2: log p(x) ≥ E_q(z1|x)[log p(x|z1) + bound on log p(z1)] + H(q(z1|x))   [2, section 2].
 
     z1 are the `active` latents, indices (A,); `elbo_of_latents` is M2's bound at one draw of them. The others keep M1's
     prior and cost their divergence from it. `posterior` is one Normal for each latent, of batch shape (B, Z). With M2's

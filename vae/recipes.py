@@ -194,10 +194,14 @@ class M1M2Recipe(M2Recipe):
 def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluate=dict):
     """Train M1+M2, with or without skips; `m2` is the M2 of latents of the StackedSemiSupervisedVAE that it is, or was.
 
-    `feature_batches` and `batches` hold the same images, as `model.features` and as pixels.
+    `feature_batches` and `batches` hold the same images, as `model.features` and as pixels. Raises ValueError for
+    `probe_epochs` without skips: there no classifier sees images.
     """
+    skips = isinstance(model, SkipSemiSupervisedVAE)
+    if recipe.probe_epochs and not skips:
+        raise ValueError(f"probe_epochs = {recipe.probe_epochs}: only M1+M2 with skips has a classifier of images")
     stages = _m2_stages(m2, feature_batches, recipe)
-    if isinstance(model, SkipSemiSupervisedVAE):
+    if skips:
         stages += [_labels_stage("probe", recipe.probe_epochs, recipe.lr, model.classifier, True, batches)]
     stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
     history = run_stages(stages, recipe, folder, evaluate)
@@ -221,7 +225,7 @@ def _like(module, trained, but):
 
 
 def init_parameters(module, scale):
-    """Draw every parameter from Normal(0, scale²), and return the module; 0.001 in the authors' code of [2]."""
+    """Draw every parameter from Normal(0, scale²), and return the module; 0.001 for weights in the code of [2]."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=scale)
     return module

@@ -55,7 +55,7 @@ class _OnM1(Module):
 
 
 class StackedSemiSupervisedVAE(_OnM1):
-    """M1+M2: p(x, z1, y, z2) = p(x|z1) p(z1|y, z2) p(y) p(z2)   [2, section 2.2].
+    """M1+M2: p(x, z1, y, z2) = p(x|z1) p(z1|y, z2) p(y) p(z2)   [2, section 2].
 
     `m1` is a VAE of images, `m2` a SemiSupervisedVAE of its `active` latents, which `vae.evaluation` finds. The paper
     trains M1 first, then M2 on its `features`; the bounds here are for training both.
