@@ -71,7 +71,7 @@ class Encoder(Module):
         self.network = network(self.x_shape, hidden_dims, 2 * z_dim, num_classes)
 
     def forward(self, x, y=None):
-        """Return the posterior over z, of batch shape (B,), or (K, B) for labels (K, 1), or (L, B) for labels (L, B)."""
+        """Return the posterior over z, batch shape (B,), or (K, B) for labels (K, 1), or (L, B) for (L, B)."""
         mean, log_scale = self.network(x, y).chunk(2, dim=-1)
         return diagonal_normal(mean, log_scale.exp())
 
