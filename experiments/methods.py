@@ -252,7 +252,7 @@ UNDONE = {  # M2 with one thing undone, then with all, also summed exactly
 MORE = {  # with one thing more
     "m2_longer": replace(_M2, recipe=replace(_M2.recipe, unfrozen_epochs=75)),
     "m2_bf16": replace(_M2, recipe=replace(_M2.recipe, bf16=True)),
-    "m1m2_short_relu": replace(_M1M2, m1=replace(DEEP, activation="ReLU", recipe=replace(DEEP.recipe, epochs=60))),
+    "m1m2_relu": replace(_M1M2, m1=replace(DEEP, activation="ReLU")),
     "m1m2_joint_longer": replace(_JOINT, recipe=replace(_JOINT.recipe, joint_epochs=64)),
 }
 SOFTPLUS = replace(PLAIN, activation="softplus", transform="none", init_scale=None, label_scale=0.05)
@@ -275,11 +275,12 @@ def _m1m2(m1=DEEP, recipe=None, **changes):
 TRIALS = {  # M1+M2 with one thing changed: in M1, trained for 60 epochs instead of 200, or in M2
     "m1m2_short": _m1m2(_SHORT),
     "m1m2_short_seed_1": _m1m2(replace(_SHORT, seed=1)),
-    "m1m2_short_relu": MORE["m1m2_short_relu"],
+    "m1m2_short_relu": _m1m2(replace(_SHORT, activation="ReLU")),
     "m1m2_short_no_prior": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, weight_prior=0))),
     "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0))),
     "m1m2_short_10_latents": _m1m2(replace(_SHORT, z_dim=10)),
     "m1m2": _M1M2,
+    "m1m2_relu": MORE["m1m2_relu"],
     "m1m2_default_start": _m1m2(init_scale=None),
     "m1m2_no_prior": _m1m2(recipe={"weight_prior": 0}),
     "m1m2_silu": _m1m2(activation="SiLU"),

@@ -60,9 +60,9 @@ def test_tables_hold_mean_and_standard_deviation_and_number_of_splits(folder):
 
 
 def test_every_method_and_every_variant_has_a_name():
-    assert NAMES.keys() == METHODS.keys() | {"m2_longer", "m1m2_short_relu", "m1m2_joint_longer"}
+    assert NAMES.keys() == METHODS.keys() | {"m2_longer", "m1m2_relu", "m1m2_joint_longer"}
     assert table.LINE_COLORS.keys() <= table.LABELS.keys() <= METHODS.keys()
-    assert VARIANT_NAMES.keys() | {"m1m2_short_relu", "m1m2_joint_longer"} == {"m2", *MORE, *UNDONE}
+    assert VARIANT_NAMES.keys() | {"m1m2_relu", "m1m2_joint_longer"} == {"m2", *MORE, *UNDONE}
 
 
 def test_the_command_writes_the_tables_between_their_markers_and_the_figure_of_the_same_numbers(
