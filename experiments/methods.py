@@ -279,6 +279,7 @@ TRIALS = {  # M1+M2 with one thing changed: in M1, trained for 60 epochs instead
     "m1m2_short_no_prior": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, weight_prior=0))),
     "m1m2_short_no_warm_up": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, warm_up_epochs=0))),
     "m1m2_short_10_latents": _m1m2(replace(_SHORT, z_dim=10)),
+    "m1m2_short_iwae": _m1m2(replace(_SHORT, recipe=replace(_SHORT.recipe, iwae_epochs=15, iwae_samples=10))),
     "m1m2": _M1M2,
     "m1m2_relu": MORE["m1m2_relu"],
     "m1m2_default_start": _m1m2(init_scale=None),

@@ -59,6 +59,7 @@ TRIAL_NAMES = {
     "m1m2_short_no_prior": "– without the prior on M1's weights",
     "m1m2_short_no_warm_up": "– without KL warm-up, instead of over 20 epochs",
     "m1m2_short_10_latents": "– 10 latents instead of 50",
+    "m1m2_short_iwae": "– then 15 epochs of the importance-weighted bound of 10 draws",
     "m1m2": "**M1 of 200 epochs**",
     "m1m2_relu": "– ReLU in M1 instead of SiLU",
     "m1m2_default_start": "– M2's weights start where PyTorch starts them, not at Normal(0, 0.001²)",
