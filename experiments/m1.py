@@ -7,7 +7,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.runner import MODEL, SMOKE, Job, UserError, load_data, load_result, on_this_machine, plain, shortened
+from experiments.runner import (
+    MODEL,
+    SMOKE,
+    Job,
+    UserError,
+    load_data,
+    load_result,
+    on_this_machine,
+    plain,
+    shortened,
+    with_recipe,
+)
 from vae.checkpoint import load_state
 from vae.data import Batches, as_is, binarize, dequantize
 from vae.datasets import two_gaussians
@@ -103,7 +114,7 @@ DEEP = M1Config(
     batch_size=250,
     recipe=M1Recipe(warm_up_epochs=20, epochs=200, weight_prior=1, bf16=True),
 )
-_DEEP = M1Run(**vars(replace(DEEP, recipe=replace(DEEP.recipe, epochs=300))), samples=2000, examples=10_000)
+_DEEP = M1Run(**vars(with_recipe(DEEP, epochs=300)), samples=2000, examples=10_000)
 _IWAE = M1Recipe(epochs=0, iwae_epochs=15, iwae_samples=20, lr=1e-3, weight_prior=1, bf16=True)
 _GRAY = M1Run(hidden_dims=(200, 200), transform="dequantize", recipe=M1Recipe(epochs=4), samples=100)
 _TOY = M1Run(

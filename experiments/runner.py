@@ -60,6 +60,11 @@ def digest(config):
     return hashlib.md5(json.dumps(asdict(config)).encode()).hexdigest()[:8]
 
 
+def with_recipe(config, **changes):
+    """Return a configuration that is trained by the same recipe but for `changes`."""
+    return replace(config, recipe=replace(config.recipe, **changes))
+
+
 def shortened(recipe, epochs=1):
     """Return the recipe with at most so many epochs of each stage, for a smoke run."""
     counts = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("epochs")}

@@ -63,7 +63,7 @@ def compare(data, method, labels, split, config, m1, folder):
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
         "seed": split,
         "bf16": hasattr(config, "recipe") and on_this_machine(config.recipe).bf16,
-        "m1_bf16": config.m1 and on_this_machine(config.m1.recipe).bf16,
+        "m1_bf16": m1 and m1.about["bf16"],
         "data_checksum": data_set.checksum,
     }, model
 
@@ -116,9 +116,14 @@ def check(data, cells):
 
 
 def trained_m1(config, data, state):
-    """Return the M1 of these settings, trained without labels on `data`; from `state` where it is finished."""
+    """Return the M1 of these settings, trained without labels on `data`; from `state` where it is finished.
+
+    Its `about` says whether in bfloat16: what builds on it may run on a machine of another kind.
+    """
     torch.manual_seed(config.seed)
-    return config.train(data.train_images, state / "m1" / digest(config))[0]
+    m1, _ = config.train(data.train_images, state / "m1" / digest(config))
+    m1.about = {"bf16": on_this_machine(config.recipe).bf16}
+    return m1
 
 
 def run(data, cells, num_workers, scheduler, results, state):

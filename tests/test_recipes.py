@@ -126,7 +126,7 @@ def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, st
 def test_without_skips_no_classifier_of_images_can_be_probed(m1, stripes, both_kinds):
     stacked = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
     with pytest.raises(ValueError, match="probe_epochs = 1"):
-        recipes.train_m1m2(stacked, stacked.m2, None, both_kinds(), replace(JOINT, probe_epochs=1))
+        recipes.train_m1m2(stacked, stacked.m2, both_kinds(), both_kinds(), replace(JOINT, probe_epochs=1))
 
 
 @pytest.mark.parametrize("linear_probe", [False, True])

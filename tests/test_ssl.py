@@ -1,5 +1,6 @@
 """The semi-supervised comparison: what methods see, what their results say, what stays, exact resume."""
 
+import copy
 import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -190,6 +191,16 @@ def test_a_result_says_what_it_is_of_and_errors_are_of_the_images_that_they_are_
     expected |= {"data_checksum": data.checksum, "settings": {"m1": None, "unlabeled_batch_size": 40}}
     assert result == expected
     assert data.checksum != stripes.checksum
+
+
+def test_a_result_says_whether_its_m1_was_trained_in_bfloat16_even_on_another_machine(stripes, add_data, m1, tmp_path):
+    add_data(stripes)
+    m1 = copy.deepcopy(m1)
+    for bf16 in (False, True):
+        m1.about = {"bf16": bf16}
+        result, _ = ssl.compare("stripes", "m1svm", 12, 0, METHODS["m1svm"], m1, tmp_path)
+        assert (result["m1_bf16"], result["bf16"]) == (bf16, False)
+    assert ssl.trained_m1(SMALL_M1, stripes, tmp_path).about == {"bf16": False}
 
 
 def test_the_generative_side_takes_the_label_of_the_highest_bound(stripes):

@@ -1,8 +1,8 @@
 """Convolutional networks in place of `MLP`: Encoder(..., network=ConvNet), BernoulliDecoder(..., network=DeconvNet).
 
-They follow the protocol in `vae.networks`.
-Images have shape (C, H, W), any of each. A label reaches the MLP between the image and its smallest feature map, so an
-encoder's convolutions run once per image, whatever the labels. functools.partial(ConvNet, channels=…) sets the widths.
+They follow the protocol in `vae.networks`. Images have shape (C, H, W), any of each. A label reaches the MLP between
+the image and its smallest feature map, so an encoder's convolutions run once per image, whatever the labels.
+functools.partial(ConvNet, channels=…) sets the widths.
 """
 
 from itertools import pairwise

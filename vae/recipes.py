@@ -197,12 +197,11 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
     `feature_batches` and `batches` hold the same images, as `model.features` and as pixels. Raises ValueError for
     `probe_epochs` without skips: there no classifier sees images.
     """
-    skips = isinstance(model, SkipSemiSupervisedVAE)
-    if recipe.probe_epochs and not skips:
-        raise ValueError(f"probe_epochs = {recipe.probe_epochs}: only M1+M2 with skips has a classifier of images")
     stages = _m2_stages(m2, feature_batches, recipe)
-    if skips:
+    if isinstance(model, SkipSemiSupervisedVAE):
         stages += [_labels_stage("probe", recipe.probe_epochs, recipe.lr, model.classifier, True, batches)]
+    elif recipe.probe_epochs:
+        raise ValueError(f"probe_epochs = {recipe.probe_epochs}: only M1+M2 with skips has a classifier of images")
     stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
     history = run_stages(stages, recipe, folder, evaluate)
     model.eval()  # also what was not trained

@@ -33,7 +33,7 @@ QUICK = replace(  # a short M1, smaller networks, half of the labels in a batch
     labeled_batch_size=50,
     recipe=replace(_M2.recipe, frozen_epochs=2, unfrozen_epochs=10),
 )
-LONGER = replace(QUICK, recipe=replace(QUICK.recipe, unfrozen_epochs=36))
+LONGER = runner.with_recipe(QUICK, unfrozen_epochs=36)
 
 
 @dataclass(frozen=True)
