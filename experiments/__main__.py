@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from experiments import UserError
+from vae.checkpoint import OtherRunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,10 +110,12 @@ def write(options):
 
 def main(arguments=None):
     """Parse the command line and run; a mistake is told in one line, and ends with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for "×"
     options = parse(arguments)
     try:
         options.run(options)
-    except (UserError, OSError) as error:
+    except (UserError, OtherRunError, OSError) as error:
         told = " ".join(str(error).split())
         print(f"python -m experiments {options.command}: error: {told}", file=sys.stderr)
         sys.exit(2)

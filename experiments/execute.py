@@ -36,7 +36,8 @@ def read(path):
 def execute(path, notebook, folder):
     """Run the notebook, read from `path`, and write it, with its outputs, to `folder`; on an error write nothing."""
     print(f"\n=== {path}", flush=True)
-    with TemporaryDirectory() as sockets:  # instead of network ports, which the kernel would warn of
+    # Sockets instead of network ports, which the kernel would warn of; their paths must be short, whatever TMPDIR is.
+    with TemporaryDirectory(dir="/tmp") as sockets:
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         settings = {"record_timing": False, "coalesce_streams": True, "store_widget_state": False}
         LiveClient(notebook, config=config, **settings).execute()

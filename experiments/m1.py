@@ -91,7 +91,7 @@ class M1Config:
             vae.load_state_dict(start.state_dict())
         generator = torch.Generator(rows.device).manual_seed(self.seed)
         batches = Batches(rows, self.batch_size, generator, TRANSFORMS[self.transform])
-        return vae, train_m1(vae, batches, on_this_machine(self.recipe), folder, evaluate=lambda: evaluate(vae))
+        return vae, train_m1(vae, batches, on_this_machine(self.recipe), folder, lambda: evaluate(vae), strict=True)
 
 
 @dataclass(frozen=True)

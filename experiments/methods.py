@@ -98,7 +98,7 @@ class Supervised(Method):
         """Train it; `evaluate(model)` is asked after each epoch."""
         classifier = task.classifier(self.hidden_dims, from_m1=self.recipe.linear_probe)
         batches, recipe = task.batches(task.data.train_images, self, binarize), on_this_machine(self.recipe)
-        history = train_on_labels(classifier, batches, recipe, task.folder, lambda: evaluate(classifier))
+        history = train_on_labels(classifier, batches, recipe, task.folder, lambda: evaluate(classifier), strict=True)
         return classifier.classify, history, classifier
 
 
@@ -160,7 +160,7 @@ class M2(Method):
     def train(self, task, evaluate=lambda model: {}):
         """Train it; `evaluate(model)` is asked after each epoch."""
         m2, batches = self.build(task), task.batches(task.data.train_images, self, TRANSFORMS[self.transform])
-        history = train_m2(m2, batches, on_this_machine(self.recipe), task.folder, lambda: evaluate(m2))
+        history = train_m2(m2, batches, on_this_machine(self.recipe), task.folder, lambda: evaluate(m2), strict=True)
         return m2.classify, history, m2
 
 
@@ -188,8 +188,8 @@ class M1M2(Method):
             model = add_skips(stacked, task.classifier(self.m1.hidden_dims, from_m1=True))
         features = task.batches(model.features(images), self, model.draw)
         batches = task.batches(images, self, TRANSFORMS[self.m1.transform])
-        recipe = on_this_machine(self.recipe)
-        history = train_m1m2(model, stacked.m2, features, batches, recipe, task.folder, lambda: evaluate(model))
+        recipe, where = on_this_machine(self.recipe), (task.folder, lambda: evaluate(model))
+        history = train_m1m2(model, stacked.m2, features, batches, recipe, *where, strict=True)
         return model.classify, history, model
 
 

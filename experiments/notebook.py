@@ -41,6 +41,7 @@ class Workspace:
     def trained(self, name, train):
         """Return a model and its history: what `train()` returns, kept in `models`, or what comes with the package."""
         if self.stored:
+            print(f"{name}: comes with the package, not trained here")
             model = load_pretrained(name).to(self.mnist.test_labels.device)
             return model, model.about["history"]
         model, history = train()

@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from vae import recipes
+from vae.checkpoint import OtherRunError
 from vae.conv import ConvNet
 from vae.data import Batches, SemiSupervisedBatches, binarize
 from vae.marginalization import marginalize_topk
@@ -33,8 +34,9 @@ def m1():
     return m1
 
 
-def new_m2(num_classes=3):
-    encoder, decoder = Encoder(SHAPE, 2, (20,), num_classes), BernoulliDecoder(2, SHAPE, (20,), num_classes)
+def new_m2(num_classes=3, hidden_dims=(20,)):
+    encoder = Encoder(SHAPE, 2, hidden_dims, num_classes)
+    decoder = BernoulliDecoder(2, SHAPE, hidden_dims, num_classes)
     return SemiSupervisedVAE(encoder, decoder, Classifier(SHAPE, num_classes, (20,)))
 
 
@@ -42,8 +44,8 @@ def new_m2(num_classes=3):
 def both_kinds(stripes):
     """A function that returns batches with 12 labels, 6 in a batch, and 228 rows without, 40 in a batch."""
 
-    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3):
-        labels, generator = torch.arange(12) % num_classes, torch.Generator().manual_seed(0)
+    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3, first_label=0):
+        labels, generator = (first_label + torch.arange(12)) % num_classes, torch.Generator().manual_seed(0)
         return SemiSupervisedBatches(rows[:12], labels, rows[12:], 6, 40, generator, transform)
 
     return both_kinds
@@ -196,13 +198,39 @@ def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
     assert model.m1.decoder.network.label_embedding.weight.grad.abs().sum() > 0
 
 
-def test_a_checkpoint_of_another_recipe_or_another_stage_is_refused(both_kinds, tmp_path):
-    recipes.train_m2(new_m2(), both_kinds(), QUICK, str(tmp_path))
-    with pytest.raises(ValueError, match=r"labels\.pt holds a run with .*'alpha_per_image': 1.*delete it"):
-        recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, alpha_per_image=0.1), tmp_path)
-    (tmp_path / "frozen.pt").rename(tmp_path / "unfrozen.pt")
-    with pytest.raises(ValueError, match=r"unfrozen\.pt holds the run 'frozen', not 'unfrozen'; delete it"):
-        recipes.train_m2(new_m2(), both_kinds(), QUICK, tmp_path)
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, ["labels", "frozen", "unfrozen"]),
+        ({"seed": 1}, []),
+        ({"labels": 1}, []),
+        ({"hidden_dims": (19,)}, []),
+        ({"label_scale": 3}, ["labels"]),  # encoder and decoder only learn later
+        ({"alpha_per_image": 0.1}, ["labels"]),
+        ({"topk": 2}, ["labels"]),
+        ({"weight_prior": 1}, []),
+        ({"lr": 2e-3}, []),
+        ({"unfrozen_epochs": 2}, ["labels", "frozen"]),
+    ],
+)
+def test_a_stage_is_taken_from_its_checkpoint_only_if_it_would_compute_the_same(
+    change, taken, both_kinds, tmp_path, capsys
+):
+    def run(folder, *, seed=0, labels=0, label_scale=0.1, hidden_dims=(20,), **changes):
+        torch.manual_seed(seed)
+        m2 = recipes.init_label_embeddings(new_m2(hidden_dims=hidden_dims), label_scale)
+        batches = both_kinds(first_label=labels)
+        recipes.train_m2(m2, batches, replace(QUICK, **changes), folder)
+        return m2.state_dict()
+
+    run(tmp_path)
+    capsys.readouterr()
+    assert_close(run(str(tmp_path), **change), run(None, **change), rtol=0, atol=0)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told if "not trained" in line] == taken
+    assert sum("training anew" in line for line in told) == 3 - len(taken)
+    with pytest.raises(OtherRunError, match=r"labels\.pt is of another run: .*; delete it to start over"):
+        recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, lr=0.1), tmp_path, strict=True)
 
 
 @pytest.mark.parametrize("network", [partial(MLP, activation=nn.SiLU), partial(ConvNet, channels=(2,))])

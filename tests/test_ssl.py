@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,9 @@ def test_networks_learn_from_training_images_alone_in_black_and_white_drawn_anew
     if name == "m1":
         ssl.trained_m1(SMALL_M1, marked, make_task().folder)
     else:
-        small(name).train(make_task(marked))
+        task = make_task(marked)
+        task.folder = None  # or the first batch would be looked at twice
+        small(name).train(task)
     if name != "m1m2":
         pixels = torch.cat(inputs["images"])
         assert set(pixels.unique().tolist()) == {0, 1}
@@ -272,8 +275,11 @@ def test_a_cell_killed_in_any_stage_resumes_after_its_last_epoch(name, run, tmp_
     steps, fit, killed_in = [], recipes.fit, None
 
     def counting(loss, learner, batches, *, name, **options):
+        calls = count()
+
         def counted(batch):
-            steps.append(name)
+            if next(calls):  # the first loss only tells which run it is
+                steps.append(name)
             if name == killed_in and steps.count(name) == 5 + 3:  # of 5 batches in an epoch
                 raise Killed
             return loss(batch)

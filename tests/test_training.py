@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ class Killed(BaseException):
 
 
 def network(width=8):
-    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3))
+    """With a running mean, which a forward pass moves."""
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 3))
 
 
 def batches():
@@ -33,10 +35,11 @@ def batches():
     return Batches(torch.rand(20, 1), 5, torch.Generator())
 
 
-def train(checkpoint=None, *, fail_at=None, seed=1, width=8, epochs=4, lr=0.01, **options):
+def train(checkpoint=None, *, fail_at=None, seed=1, width=8, brightest=1, power=2, epochs=4, lr=0.01, **options):
     """Train for 5 steps an epoch, noise in batches, loss and evaluation, the epoch in the loss; killed at a step."""
     torch.manual_seed(seed)
-    model, rows, steps = network(width), torch.linspace(0, 1, 60).view(20, 3), itertools.count()
+    model, rows = network(width), torch.linspace(0, brightest, 60).view(20, 3)
+    steps = itertools.count(-1 if checkpoint else 0)  # the first loss only tells which run it is
     batches, weight = Batches(rows, 4, torch.Generator().manual_seed(seed), transform=binarize), 0
 
     def before_epoch(epoch):
@@ -46,12 +49,12 @@ def train(checkpoint=None, *, fail_at=None, seed=1, width=8, epochs=4, lr=0.01, 
     def loss_fn(x):
         if next(steps) == fail_at:
             raise Killed
-        return weight * (model(x + torch.randn_like(x)) - x).square().mean()
+        return weight * (model(x + torch.randn_like(x)) - x).abs().pow(power).mean()
 
     def evaluate():
         return {"error": (model(torch.randn(9, 3)) ** 2).mean().item()}
 
-    options |= {"checkpoint": checkpoint, "evaluate": evaluate, "before_epoch": before_epoch}
+    options = {"checkpoint": checkpoint, "evaluate": evaluate, "before_epoch": before_epoch} | options
     history = fit(loss_fn, model, batches, epochs=epochs, lr=lr, **options)
     return [p.detach() for p in model.parameters()], history
 
@@ -78,13 +81,13 @@ def unfinished(checkpoint):
     return checkpoint
 
 
-@pytest.mark.parametrize(("fails_at", "seed"), [([3], 1), ([5], 2), ([12], 2), ([19], 2), ([7, 7, 7], 1)])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(checkpoint, fails_at, seed):
+@pytest.mark.parametrize("fails_at", [[3], [5], [12], [19], [7, 7, 7]])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(checkpoint, fails_at):
     reference = train()
     for fail_at in fails_at:  # in steps from where it resumes: one epoch further each time
         with pytest.raises(Killed):
             train(checkpoint, fail_at=fail_at)
-    assert_same_run(train(checkpoint, seed=seed), reference)  # once an epoch is saved, any seed will do
+    assert_same_run(train(checkpoint, strict=True), reference)
 
 
 def test_a_save_cut_short_leaves_the_old_checkpoint(unfinished, monkeypatch):
@@ -101,32 +104,76 @@ def test_a_save_cut_short_leaves_the_old_checkpoint(unfinished, monkeypatch):
     assert os.listdir(unfinished.parent) == [unfinished.name]
 
 
-def test_a_finished_run_is_taken_as_it_is(checkpoint):
+def test_a_finished_run_is_taken_as_it_is_and_says_so(checkpoint, capsys):
     reference = train(checkpoint)
     after = torch.rand(1)  # what comes after it draws the same numbers, too
-    again = train(checkpoint, seed=2, fail_at=0)
+    capsys.readouterr()
+    again = train(checkpoint, fail_at=0)
+    assert capsys.readouterr().out.startswith(f"run: 4 epochs, 4 of them taken from {checkpoint}, not trained, loss")
     assert_same_run(again, reference)
     assert again[1] == reference[1]  # its times, too
     assert_close(torch.rand(1), after)
 
 
-@pytest.mark.parametrize(
-    ("changed", "complaint"),
-    [
-        ({"epochs": 5}, "delete it"),
-        ({"lr": 0.02}, "delete it"),
-        ({"one_cycle": False}, "delete it"),
-        ({"weight_decay": 0.1}, "delete it"),
-        ({"bf16": True}, "delete it"),
-        ({"settings": {"alpha": 2}}, "delete it"),
-        ({"width": 9}, "another architecture"),
-    ],
-)
-def test_an_unfinished_run_with_other_settings_is_refused(unfinished, changed, complaint):
-    before = unfinished.read_bytes()
-    with pytest.raises(ValueError, match=rf"(?s){re.escape(str(unfinished))}.*{complaint}"):
-        train(unfinished, **changed)
+CHANGES = [
+    ({"seed": 2}, "random state"),
+    ({"brightest": 0.9}, "data"),
+    ({"width": 9}, "initial parameters"),
+    ({"power": 4}, "loss of the first batch"),
+    ({"epochs": 5}, "epochs 4 instead of 5"),
+    ({"lr": 0.02}, "lr 0.01 instead of 0.02"),
+    ({"one_cycle": False}, "one_cycle True instead of False"),
+    ({"weight_decay": 0.1}, "weight_decay 0.0 instead of 0.1"),
+    ({"bf16": True}, "bf16 False instead of True"),
+    ({"name": "walk"}, "name run instead of walk"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), CHANGES)
+def test_another_run_is_never_taken_but_kept_aside_or_refused(unfinished, change, reason, capsys):
+    before, kept = unfinished.read_bytes(), unfinished.with_name("run-1.pt")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(unfinished))} is of another run: .*{reason}.*delete it"):
+        train(unfinished, strict=True, **change)
     assert unfinished.read_bytes() == before
+    assert_same_run(train(unfinished, **change), train(**change))
+    told = next(line for line in capsys.readouterr().out.splitlines() if "training anew" in line)
+    assert reason in told and told.endswith(f"it is kept as {kept}")
+    assert kept.read_bytes() == before
+    train(unfinished)
+    assert unfinished.with_name("run-2.pt").exists()
+
+
+def test_a_run_is_known_on_another_number_of_threads(checkpoint, capsys):
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        train(checkpoint, width=500, strict=True)
+    assert "4 of them taken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.arange(2), torch.ones(()), Path("a"), (1, None)])
+def test_numbers_of_other_libraries_and_paths_are_read_back_as_plain_ones(checkpoint, value):
+    options = {
+        "lr": np.float64(0.01),
+        "weight_decay": np.float32(0.5),
+        "epochs": np.int64(2),
+        "evaluate": lambda: {"seen": value},
+    }
+    (_, history), (_, again) = train(checkpoint, **options), train(checkpoint, **options)
+    assert again == history
+    assert type(history[0]["seen"]) in (float, list, str)
+
+
+def test_what_no_file_can_keep_is_refused():
+    with pytest.raises(TypeError, match="no file can keep <object"):
+        train(evaluate=lambda: {"seen": object()})
+
+
+def test_a_data_loader_trains_but_is_refused_with_a_checkpoint_before_training(checkpoint):
+    loader = torch.utils.data.DataLoader(torch.rand(20, 3), 5)
+    model = network()
+    assert len(fit(lambda x: model(x).square().mean(), model, loader, epochs=1, lr=0.1)) == 1
+    with pytest.raises(ValueError, match=r"DataLoader cannot be resumed.*Batches"):
+        fit(None, model, loader, epochs=1, lr=0.1, checkpoint=checkpoint)
 
 
 class Malicious:
@@ -184,7 +231,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(checkpoint):
     def loss_fn(x):
         loss = model(x).square().mean()
         poison = (model.weight * 0).abs().sqrt().sum()  # zero, with a gradient of 0 · ∞
-        return loss + poison if next(steps) == 7 else loss  # the last step of epoch 2
+        return loss + poison if next(steps) == 8 else loss  # the last step of epoch 2, after a look at the first
 
     with pytest.raises(FloatingPointError, match=r"tiny.*after epoch 2"):
         fit(loss_fn, model, batches(), epochs=3, lr=0.1, checkpoint=checkpoint, name="tiny")
@@ -257,7 +304,7 @@ def test_cpu_seconds_are_those_of_an_epochs_training_alone(monkeypatch):
 
 
 def test_progress_counts_from_where_a_run_resumes_and_ends_in_one_line_without_times(unfinished, capsys, monkeypatch):
-    every_step = {"mininterval": 0, "miniters": 1}  # redraw then, not twice a second
+    every_step = {"mininterval": 0, "miniters": 1, "disable": False}  # redraw then, not twice a second
     monkeypatch.setattr("vae.training.tqdm", lambda **options: tqdm(**options | every_step))
     capsys.readouterr()
     _, history = train(unfinished)
@@ -266,7 +313,17 @@ def test_progress_counts_from_where_a_run_resumes_and_ends_in_one_line_without_t
     assert "epoch 3/4" in out
     assert " left" in out
     *_, erased, last = out.split("\r")
-    assert (erased.strip(), last) == ("", f"run: 4 epochs, loss {history[-1]['loss']:.2f}\n")
+    taken = f"2 of them taken from {unfinished}, not trained"
+    assert (erased.strip(), last) == ("", f"run: 4 epochs, {taken}, loss {history[-1]['loss']:.2f}\n")
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1, 1), (16, 3), (31, 5)])
+def test_a_file_gets_at_most_a_line_an_epoch_or_every_half_minute(seconds, lines, capsys, monkeypatch):
+    clock = itertools.count(step=seconds)  # asked before training and after each epoch
+    monkeypatch.setattr("vae.training.time.monotonic", lambda: next(clock))
+    train()
+    out = capsys.readouterr().out
+    assert "\r" not in out and len(out.splitlines()) == lines
 
 
 PROGRAM = """

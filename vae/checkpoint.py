@@ -1,8 +1,11 @@
 """Files that a kill leaves whole, and runs that resume from them bit for bit. Nothing in them is ever executed."""
 
+import hashlib
+import json
 import os
 import zipfile
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -27,6 +30,38 @@ def atomic_path(path):
     finally:
         with suppress(OSError):  # there is none, or the whole disk is read-only
             partial.unlink()
+
+
+def set_aside(path):
+    """Give the file at `path` a name that is free, and return that."""
+    path = Path(path)
+    free = next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
+    return path.rename(free)
+
+
+def plain_values(value):
+    """Return `value` as a file keeps it: numbers of NumPy and PyTorch as Python's, paths as text, tuples as lists.
+
+    TypeError for what is neither number nor text, nor a dict or a list of them.
+    """
+
+    def convert(other):
+        if hasattr(other, "tolist"):
+            return other.tolist()
+        if isinstance(other, Path):
+            return str(other)
+        raise TypeError(f"no file can keep {other!r}; give numbers or text, or dicts or lists of them")
+
+    return json.loads(json.dumps(value, default=convert))
+
+
+def checksum(tensors):
+    """Return a SHA-256 of a dict of tensors, their names, kinds and shapes included: a string."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_state(state, path):
@@ -55,20 +90,24 @@ def load_state(path):
     return state
 
 
+class OtherRunError(ValueError):
+    """A checkpoint is of another run than the one that would go on from it."""
+
+
 class Run:
     """All that decides how training goes on, to be saved and restored: parameters, optimizer, schedule, generators.
 
-    `settings`, plain values, are whatever makes it this run and not another.
+    `identity`, a dict of plain values, is what makes it this run and not another.
     """
 
-    def __init__(self, name, settings, model, optimizer, schedule, generator):
-        self.name, self.settings = name, settings
+    def __init__(self, name, identity, model, optimizer, schedule, generator):
+        self.name, self.identity = name, identity
         self.device, self.generator = next(model.parameters()).device, generator
         self.model, self.parts = model, {"optimizer": optimizer, "schedule": schedule}
 
     def save(self, path, history):
         """Write the state to `path`, atomically."""
-        state = {"name": self.name, "settings": self.settings, "history": history, "random": torch.get_rng_state()}
+        state = {"identity": self.identity, "history": history, "random": torch.get_rng_state()}
         state |= {"model": self.model.state_dict(), "batches": self.generator.get_state()}
         state |= {name: part.state_dict() for name, part in self.parts.items()}
         if self.device.type == "cuda":
@@ -76,24 +115,17 @@ class Run:
         save_state(state, path)
 
     def resume(self, path):
-        """Restore the state at `path`, if it is there, and return its history. ValueError for that of another run."""
+        """Restore the state at `path`, if there is one, and return its history. OtherRunError if of another run."""
         if not Path(path).exists():
             return []
         state = load_state(path)
-        if not {"name", "settings", "history", *self.parts} <= state.keys():
+        if not {"identity", "history", *self.parts} <= state.keys():
             raise ValueError(f"{path} is not a checkpoint of vae.training.fit; delete it or choose another path")
-        if state["name"] != self.name:
-            raise ValueError(f"{path} holds the run {state['name']!r}, not {self.name!r}; delete it to start over")
-        if state["settings"] != self.settings:
-            raise ValueError(
-                f"{path} holds a run with {state['settings']}, not {self.settings}; delete it to start over"
-            )
-        if ("random_cuda" in state) != (self.device.type == "cuda"):
-            raise ValueError(f"{path} is not of a run on {self.device.type}; go on where it was saved, or delete it")
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(f"{path} was saved from another architecture: {error}") from error
+        old, new = state["identity"], self.identity
+        if different := [key for key in old | new if old.get(key) != new.get(key)]:
+            reasons = ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in different)
+            raise OtherRunError(f"{path} is of another run: {reasons}")
+        self.model.load_state_dict(state["model"])
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"])

@@ -156,7 +156,7 @@ class Batches:
     def __init__(self, rows, batch_size, generator, transform=as_is):
         _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.batch_size, self.generator, self.transform = rows, batch_size, generator, transform
-        self.num_rows = len(rows)
+        self.num_rows, self.tensors = len(rows), {"rows": rows}
 
     def __len__(self):
         return len(self.rows) // self.batch_size
@@ -185,6 +185,7 @@ class SemiSupervisedBatches:
         self.num_labeled, self.num_unlabeled = len(labeled_rows), len(unlabeled_rows)
         self.num_rows = self.num_labeled + self.num_unlabeled
         self.generator, self.transform = generator, transform
+        self.tensors = {"labeled rows": labeled_rows, "labels": labels, "unlabeled rows": unlabeled_rows}
 
     def __len__(self):
         return self.num_unlabeled // self.unlabeled_batch_size

@@ -1,11 +1,11 @@
 """How M1, M2 and M1+M2 are trained, for any data: stages, each of them one call of `fit`.
 
-`folder` is where a killed run resumes from, one checkpoint a stage; `evaluate` is asked after each epoch, as in `fit`.
-Every function that trains returns the history. `recipe` is kept in the checkpoints: one of other settings is refused.
+`folder` is where a killed run resumes from, one checkpoint a stage; `evaluate` and `strict` are those of `fit`.
+Every function that trains returns the history.
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -35,9 +35,9 @@ class Stage(NamedTuple):
     before_epoch: object = lambda epoch: None
 
 
-def run_stages(stages, recipe, folder, evaluate):
+def run_stages(stages, recipe, folder, evaluate, strict):
     """Train one stage after the other."""
-    history, options = [], {"settings": {"recipe": asdict(recipe)}, "evaluate": evaluate}
+    history, options = [], {"evaluate": evaluate, "strict": strict}
     options |= {"bf16": recipe.bf16, "one_cycle": recipe.one_cycle}
     for name, epochs, lr, loss, learner, batches, frozen, before_epoch in (stage for stage in stages if stage.epochs):
         options |= {"weight_decay": recipe.weight_prior / batches.num_rows, "before_epoch": before_epoch}
@@ -79,7 +79,7 @@ class M1Recipe(Recipe):
     lr: float = 2e-3
 
 
-def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
+def train_m1(vae, batches, recipe, folder=None, evaluate=dict, strict=False):
     """Train a VAE on `Batches` of images."""
 
     kl_weight = 1.0
@@ -99,7 +99,7 @@ def train_m1(vae, batches, recipe, folder=None, evaluate=dict):
         Stage("M1", recipe.epochs, recipe.lr, negative_elbo, vae, batches, before_epoch=warm_up),
         Stage("M1 iwae", recipe.iwae_epochs, recipe.lr, negative_weighted_bound, vae, batches),
     ]
-    return run_stages(stages, recipe, folder, evaluate)
+    return run_stages(stages, recipe, folder, evaluate, strict)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class LabelsRecipe(Recipe):
     linear_probe: bool = False
 
 
-def train_on_labels(classifier, batches, recipe, folder=None, evaluate=dict):
+def train_on_labels(classifier, batches, recipe, folder=None, evaluate=dict, strict=False):
     """Train a Classifier on the labeled images of `SemiSupervisedBatches`."""
     stage = _labels_stage("labels", recipe.epochs, recipe.lr, classifier, recipe.linear_probe, batches)
-    return run_stages([stage], recipe, folder, evaluate)
+    return run_stages([stage], recipe, folder, evaluate, strict)
 
 
 def _labels_stage(name, epochs, lr, classifier, linear_probe, batches):
@@ -159,9 +159,9 @@ def m2_loss(model, batches, recipe, marginalize=None):
     return loss
 
 
-def train_m2(m2, batches, recipe, folder=None, evaluate=dict):
+def train_m2(m2, batches, recipe, folder=None, evaluate=dict, strict=False):
     """Train a SemiSupervisedVAE on `SemiSupervisedBatches`, in the stages of its `M2Recipe`."""
-    return run_stages(_m2_stages(m2, batches, recipe), recipe, folder, evaluate)
+    return run_stages(_m2_stages(m2, batches, recipe), recipe, folder, evaluate, strict)
 
 
 def _m2_stages(m2, batches, recipe):
@@ -191,7 +191,7 @@ class M1M2Recipe(M2Recipe):
     joint_lr: float = 2e-3
 
 
-def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluate=dict):
+def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluate=dict, strict=False):
     """Train M1+M2, with or without skips; `m2` is the M2 of latents of the StackedSemiSupervisedVAE that it is, or was.
 
     `feature_batches` and `batches` hold the same images, as `model.features` and as pixels. Raises ValueError for
@@ -203,7 +203,7 @@ def train_m1m2(model, m2, feature_batches, batches, recipe, folder=None, evaluat
     elif recipe.probe_epochs:
         raise ValueError(f"probe_epochs = {recipe.probe_epochs}: only M1+M2 with skips has a classifier of images")
     stages += [Stage("joint", recipe.joint_epochs, recipe.joint_lr, m2_loss(model, batches, recipe), model, batches)]
-    history = run_stages(stages, recipe, folder, evaluate)
+    history = run_stages(stages, recipe, folder, evaluate, strict)
     model.eval()  # also what was not trained
     return history
 
