@@ -5,7 +5,6 @@ import sys
 from importlib import import_module
 
 from experiments import UserError
-from vae.checkpoint import OtherRunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,6 +112,8 @@ def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for "×"
     options = parse(arguments)
+    from vae.checkpoint import OtherRunError
+
     try:
         options.run(options)
     except (UserError, OtherRunError, OSError) as error:

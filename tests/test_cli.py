@@ -1,6 +1,9 @@
 """The command line: a mistake costs one line and exit code 2, trains nothing and leaves no file."""
 
+import contextlib
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +11,8 @@ import pytest
 
 from experiments import m1, meaning, runner, table
 from experiments.__main__ import main
+from experiments.methods import EVERY, METHODS
+from experiments.runner import with_recipe
 from vae.datasets import load_mnist
 from vae.training import fit
 
@@ -87,6 +92,26 @@ def test_help_changes_nothing(command, capsys):
     assert stopped.value.code == 0
     assert "usage: python -m experiments" in capsys.readouterr().out
     assert not os.listdir()
+
+
+def test_help_is_shown_on_a_terminal_that_knows_only_ascii():
+    command = [sys.executable, "-m", "experiments", "ssl", "--help"]
+    here = {"cwd": Path(__file__).parent.parent, "env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    told = subprocess.run(command, **here, capture_output=True, text=True, check=True).stdout
+    assert "every method ? number of labels" in " ".join(told.split())
+
+
+def test_a_checkpoint_of_other_settings_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("vae.recipes.fit", fit)
+    checkpoint = tmp_path / "checkpoints/ssl/mnist/mlp-100-0/labels.pt"
+    small = replace(METHODS["mlp"].smoke(), hidden_dims=(20,))
+    for lr in (1e-3, 2e-3):
+        monkeypatch.setitem(EVERY, "mlp", with_recipe(small, lr=lr))
+        with contextlib.suppress(SystemExit), monkeypatch.context() as patch:
+            patch.setattr(runner, "write_result", lambda result, path: sys.exit())  # as if killed at the end
+            main(["ssl", "--methods", "mlp", "--labels", "100", "--splits", "0", "--jobs", "1"])
+    err = capsys.readouterr().err
+    assert f"error: {checkpoint} is of another run: lr 0.001 instead of 0.002; delete it to start over\n" in err
 
 
 def test_an_error_of_the_program_is_no_mistake_of_the_user_and_keeps_its_traceback():

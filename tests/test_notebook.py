@@ -124,8 +124,11 @@ def write(source):
     return Path("given.ipynb").read_bytes()
 
 
-def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist):
-    """On a machine without MNIST into the preview folder, over the original otherwise."""
+def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist, monkeypatch):
+    """On a machine without MNIST into the preview folder, over the original otherwise; however long TMPDIR is."""
+    long = tmp_path / ("a" * 93)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
     before = write("print(1)\n2")
     for complete, folder in enumerate((Path("preview"), Path())):
         if complete:
