@@ -118,3 +118,11 @@ def test_requirements_txt_has_each_requirement_of_the_core_and_of_all_extras_of_
 def test_the_version_is_that_of_the_citation(metadata):
     assert metadata.version == vae.__version__
     assert re.search("^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == vae.__version__
+
+
+def test_every_extra_that_is_named_exists(metadata):
+    files = [ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    files += [path for folder in ("vae", "experiments", "tests") for path in (ROOT / folder).rglob("*.py")]
+    named = {name for path in files for name in re.findall(r"pip install .*?\[([a-z,]+)\]", path.read_text())}
+    assert "experiments,cluster" in named
+    assert {extra for name in named for extra in name.split(",")} <= {*metadata.metadata.get_all("Provides-Extra")}
