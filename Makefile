@@ -53,13 +53,13 @@ browser-test: .venv/installed
 
 # Install what the lock file says by `pip install --requirement requirements.lock`; this refreshes it.
 lock: .venv/installed
-	(echo "# The versions that the figures were last made with, and that the tests passed with; 'make lock' refreshes it."; $(BIN)/python -m pip freeze --exclude-editable) > requirements.lock
+	(echo "# The versions that the figures were last made with, and that the tests passed with; 'make lock' refreshes it."; $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable) > requirements.lock
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: pyproject.toml
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
 	{ echo "$(PYTHON) cannot make virtual environments: on Debian or Ubuntu, 'apt install python3-venv' mends that." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[all]'
 	touch $@
 
 clean:

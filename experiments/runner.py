@@ -206,8 +206,8 @@ def connect(address):
     except Exception as problem:
         client.close()
         raise UserError(
-            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, where "
-            "this project is installed by pip install -e '.[cluster]'"
+            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, by python -m dask worker "
+            "in this project's folder, after pip install -e '.[experiments,cluster]'"
         ) from problem
     if set(client.nthreads().values()) != {1}:
         client.close()

@@ -20,6 +20,11 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("dask"):
+        pytest.importorskip("distributed", reason="needs Dask: pip install -e '.[cluster]'")
+
+
 @pytest.fixture(autouse=True)
 def isolated():
     torch.manual_seed(0)

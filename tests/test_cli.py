@@ -46,6 +46,10 @@ def refuse(command, capsys):
     return err
 
 
+def with_dask(*values):
+    return pytest.param(*values, marks=pytest.mark.dask)
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
@@ -59,10 +63,10 @@ def refuse(command, capsys):
         ("ssl --jobs 0", "0 must be at least 1"),
         ("ssl --methods nonsense m2", "no method is called nonsense; there are mlp"),
         ("ssl --data nonsense", "nonsense"),
-        ("ssl --scheduler nonsense", "no Dask scheduler answers at 'nonsense'"),
-        ("ssl --scheduler=", "no Dask scheduler answers at ''"),
-        ("m1 toy-pixel --scheduler=", "no Dask scheduler answers at ''"),
-        ("ssl --scheduler tcp://127.0.0.1:1", "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+        with_dask("ssl --scheduler nonsense", "no Dask scheduler answers at 'nonsense'"),
+        with_dask("ssl --scheduler=", "no Dask scheduler answers at ''"),
+        with_dask("m1 toy-pixel --scheduler=", "no Dask scheduler answers at ''"),
+        with_dask("ssl --scheduler tcp://127.0.0.1:1", "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
         ("m1 nonsense", "no run is called 'nonsense'; there are mnist-50"),
         ("m1 latents-3 --jobs 0", "0 must be at least 1"),
         ("table", "there are no results"),

@@ -66,6 +66,12 @@ def test_the_lock_file_has_every_requirement_in_a_version_that_satisfies_it():
     assert not missing, "make lock"
 
 
+def test_ci_first_runs_the_tests_as_a_newcomer_does_with_nothing_installed_or_copied_before():
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    before = [line for line in lines[: lines.index("make test")] if not line.startswith("#")]
+    assert not [line for line in before if re.search(r"pip install|make |\.venv|mnist|VAE_DATA", line)]
+
+
 def test_m2_on_own_images_learns_is_saved_loaded_and_sampled(tmp_path):
     done = subprocess.run([sys.executable, EXAMPLE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

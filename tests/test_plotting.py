@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from torch.testing import assert_close
+from torchvision.utils import make_grid
 
 from vae import plotting
 from vae.plotting import latent_grid, tile
@@ -28,6 +29,14 @@ def test_tile_puts_each_image_in_its_place_upright_in_its_colors(shape):
         row, column = divmod(i, 3)
         place = picture[5 * row : 5 * (row + 1), 7 * column : 7 * (column + 1)]
         assert np.array_equal(place, image.permute(1, 2, 0) if shape[0] == 3 else image.view(5, 7))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("columns", [1, 3, 4, 9])
+def test_tile_leaves_what_is_missing_of_the_last_row_black_as_torchvision_does(channels, columns):
+    images = torch.rand(7, channels, 5, 4)
+    expected = make_grid(images, nrow=columns, padding=0)[[0] if channels == 1 else slice(None)]
+    assert np.array_equal(tile(images, columns), expected.permute(1, 2, 0).squeeze(2))
 
 
 def test_grids_and_panels_show_each_tiling_under_its_title_and_name_their_rows():

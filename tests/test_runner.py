@@ -222,18 +222,26 @@ def reference(tmp_path_factory):
     return contents(folder)
 
 
-@pytest.fixture(params=["processes", "dask"])
-def backend(request, monkeypatch):
-    """Arguments that choose where it runs: two processes, or a Dask cluster with two worker processes."""
+@pytest.fixture(params=["processes", pytest.param("dask", marks=pytest.mark.dask)])
+def backend(request, monkeypatch, tmp_path_factory):
+    """Arguments that choose where it runs: two processes, or two Dask workers, started as docs/cluster.md says."""
     if request.param == "processes":
         yield ["--jobs", "2"]
         return
-    distributed = pytest.importorskip("distributed")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("VAE_SMOKE", "1")
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster:
-        yield ["--scheduler", cluster.scheduler_address]
+    folder = tmp_path_factory.mktemp("dask")
+    at = ["--scheduler-file", folder / "scheduler.json", "--no-dashboard"]
+    scheduler = ["scheduler", *at, "--host", "127.0.0.1", "--port", "0"]
+    worker = ["worker", *at, "--nworkers", "2", "--nthreads", "1", "--local-directory", folder]
+    programs = [subprocess.Popen([sys.executable, "-m", "dask", *command], cwd=ROOT) for command in (scheduler, worker)]
+    while not (folder / "scheduler.json").exists():
+        assert programs[0].poll() is None, "the scheduler ended"
+        time.sleep(0.05)
+    yield ["--scheduler", json.loads((folder / "scheduler.json").read_text())["address"]]
+    for program in reversed(programs):
+        program.terminate()
+        program.wait(60)
 
 
 def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
@@ -261,8 +269,10 @@ def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
     ("options", "complaint"),
     [({"n_workers": 1, "threads_per_worker": 2}, "one thread"), ({"n_workers": 0}, "at least")],
 )
+@pytest.mark.dask
 def test_workers_that_cannot_do_the_jobs_are_refused_soon(options, complaint, monkeypatch):
-    distributed = pytest.importorskip("distributed")
+    import distributed  # which need not be there otherwise
+
     monkeypatch.setattr(runner, "TIMEOUT", 1)
     with (
         distributed.LocalCluster(**options, processes=False, dashboard_address=None) as cluster,

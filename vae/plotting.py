@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import ListedColormap
 from torch.distributions import Normal
-from torchvision.utils import make_grid
+from torch.nn.utils.rnn import pad_sequence
 
 # Ten colors that color-blind readers can tell apart (Petroff 2021).
 COLORS = plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
@@ -30,8 +30,8 @@ def latent_grid(n):
 
 def tile(images, columns):
     """Return one picture (H, W) or (H, W, 3) of images (N, 1, H, W) or (N, 3, H, W), laid out row by row."""
-    picture = make_grid(images.detach().cpu(), nrow=columns, padding=0)  # (3, H, W)
-    return (picture[0] if images.shape[1] == 1 else picture.permute(1, 2, 0)).numpy()
+    rows = pad_sequence(images.detach().cpu().split(columns), batch_first=True)  # (rows, columns, C, H, W)
+    return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2).numpy()
 
 
 def _show_tiles(axis, images, columns, title="", interpolation="none"):

@@ -116,7 +116,7 @@ def answer():
     """Train what is not trained yet, print the medians, and write file and figure."""
     runs = RUNS
     if not find_spec("pyro"):
-        print("LEFT OUT: Pyro is not installed; pip install '.[bench]'")
+        print("LEFT OUT: Pyro is not installed; pip install -e '.[bench]'")
         runs = [run for run in runs if run.name != "pyro"]
     if runner.SMOKE:
         smoked = (replace(run, method=run.method and run.method.smoke()) for run in runs if run.split == 0)

@@ -69,7 +69,7 @@ class Bench:
     def grid(self):
         """Measure throughput, memory and limits of every batch size."""
         what, dtypes = [name for name in WHAT if name not in MISSING], list(DTYPES)
-        self.left_out += [f"{w}: not installed; pip install '.[bench]'" for w in WHAT if w in MISSING]
+        self.left_out += [f"{w}: not installed; pip install -e '.[bench]'" for w in WHAT if w in MISSING]
         times = interleave(limiting_calls(DTYPES, "cpu")[0], rounds=3, seconds=0.01)
         slowdown = median_ratio(times["bf16"], times["fp32"])  # below 1 where the processor has bf16
         if slowdown > SLOW_BF16:
