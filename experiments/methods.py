@@ -58,12 +58,14 @@ class Task:
     def batches(self, rows, method, transform):
         """Return batches of both kinds, made of `rows` (N, …), one for each training image.
 
-        Where the method has no `labeled_batch_size`, an epoch goes through either kind once.
+        Where the method has no `labeled_batch_size`, or most images have a label, as in a smoke run with 3,000, an
+        epoch goes through either kind once.
         """
         known, unknown = rows[self.labeled], rows[self.unlabeled]
         num_batches = max(1, len(unknown) // method.unlabeled_batch_size)
         once = max(1, len(known) // num_batches)
-        sizes = min(method.labeled_batch_size or once, len(known)), method.unlabeled_batch_size
+        given = method.labeled_batch_size if len(known) <= len(unknown) else None
+        sizes = min(given or once, len(known)), method.unlabeled_batch_size
         return SemiSupervisedBatches(known, self.labels, unknown, *sizes, self.generator, transform)
 
     def classifier(self, hidden_dims, from_m1, network=MLP):

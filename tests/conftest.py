@@ -35,6 +35,13 @@ def isolated():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def default_dtype():
+    """The function that sets it, for this test."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def embedded():
     return datasets.embedded_mnist()

@@ -1,15 +1,18 @@
 """Numbers that no model can use are refused at the door, with what to do; the extremes of what it can use are not."""
 
+import re
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
 from test_models import m1, m2, skipping, stacked
 from torch import nn
 
-from vae.data import Batches, binarize, dequantize
+from vae.conv import ConvNet, DeconvNet
+from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, dequantize, labeled_split
 from vae.distributions import IndependentBernoulli
-from vae.evaluation import active_latents, elbo_terms, log_likelihood, mean_and_standard_error
+from vae.evaluation import active_latents, elbo_terms, error_rate, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder, OptimalGaussianDecoder
 from vae.models import VAE, AutoEncoder
 from vae.networks import BernoulliDecoder, Classifier, Encoder
@@ -43,6 +46,8 @@ def doors():
         (X * torch.inf, r"pixels must lie in \[0, 1\].*inf"),
         (X * 255, r"\[127.5, 127.5\]; divide 8-bit images by 255"),
         (-X, r"\[-0.5, -0.5\]"),
+        (2 * X + 1.2e-7, r"\[1.0000001192092896, 1.0000001192092896\]; .*x.clamp\(0, 1\)"),
+        (X.numpy(), r"must be a tensor, as of torch.from_numpy\(x\), not ndarray"),
         (X[:0], r"x must have shape \(batch, 6\) and a row, not \(0, 6\)"),
         (X[:, :4], r"x must have shape \(batch, 6\) and a row, not \(3, 4\)"),
         (X[0], r"\(batch, 6\) and a row, not \(6,\)"),
@@ -59,20 +64,47 @@ def test_images_that_no_model_can_use_are_refused_by_every_function(x, remedy):
         door(X)
 
 
+def label_doors():
+    """Every function that takes the labels of X: first the bounds, then others that know of four classes, then not."""
+    _, *labeled = models()
+    known = [lambda y: DataSet("three", 4, X, Y, X, y, X, Y), lambda y: labeled_split(y, 3, GENERATOR, 4)]
+    unknown = [partial(error_rate, lambda x: Y, X), lambda y: SemiSupervisedBatches(X, y, X, 1, 1, GENERATOR)]
+    return [partial(model.labeled_elbo, X) for model in labeled], known, unknown
+
+
+LONG = r"whole numbers in 0….*as of torch.as_tensor\(y\).long\(\), not "
+
+
 @pytest.mark.parametrize(
     ("y", "complaint"),
     [
-        (torch.tensor([0, 1, 4]), "in 0…3"),
-        (torch.tensor([-1, 0, 3]), "in 0…3"),
-        (Y.float(), r"whole numbers, as of y.long\(\)"),
-        *((torch.zeros(shape).long(), r"\(3,\) or \(4, 1\)") for shape in [(1,), (3, 1), (1, 3), (4, 3), ()]),
+        *((Y.to(kind), f"{LONG}Tensor of {kind}") for kind in (torch.float32, torch.int32, torch.uint8, torch.bool)),
+        (Y.numpy(), LONG + "ndarray of int64"),
+        (Y.tolist(), LONG + "list"),
+        *((torch.zeros(s).long(), re.escape(f"not {s}: y.squeeze(1) of a col")) for s in [(3, 1), (4, 1), (1, 3)]),
+        (torch.eye(4).long()[:3], r"y.argmax\(1\) of one-hot rows"),
     ],
 )
-def test_labels_out_of_range_or_that_would_broadcast_by_accident_are_refused(y, complaint):
-    _, *labeled = models()
-    for model in labeled:
+def test_labels_of_another_kind_or_shape_are_refused_by_every_function(y, complaint):
+    for door in chain(*label_doors()):
         with pytest.raises(ValueError, match=complaint):
-            model.labeled_elbo(X, y)
+            door(y)
+
+
+def test_labels_out_of_range_or_that_would_broadcast_by_accident_are_refused():
+    """A column of as many labels as there are classes is not taken for all classes of each image."""
+    bounds, (data_set, split), unknown = label_doors()
+    for doors, y, complaint in (
+        ([*bounds, data_set, split], [0, 1, 4], "in 0…3, .*not 0…4"),
+        ([*bounds, data_set, *unknown], [-1, 0, 3], "not -1…3; rows without a label, −1, belong to the unlabeled ones"),
+        (bounds, [[0], [1], [3], [2]], r"not \(4, 1\)"),
+        (bounds, [0], r"not \(1,\)"),
+        (bounds, 0, r"not \(\)"),
+    ):
+        for door in doors:
+            with pytest.raises(ValueError, match=complaint):
+                door(torch.tensor(y))
+    assert all(bound(torch.arange(4).unsqueeze(1)).shape == (4, 3) for bound in bounds)
 
 
 def test_one_example_is_enough_where_no_spread_is_asked_for():
@@ -103,7 +135,13 @@ REFUSED = {
     "what an auto-encoder cannot compare": (lambda: auto_encoder()(X * torch.nan), "pixels must lie in"),
     "what is no intensity": (lambda: binarize(X * 2.01, GENERATOR), "pixels must lie in"),
     "what is no gray level": (lambda: dequantize(-X, GENERATOR), "pixels must lie in"),
-    "labels that are no list": (lambda: m2().sample(5, torch.arange(4).unsqueeze(1)), r"a number, or 5 of them"),
+    "labels that are no list": (lambda: m2().sample(5, torch.arange(4).unsqueeze(1)), "one for each of 5 rows"),
+    "a column of guesses": (lambda: error_rate(lambda x: x[:, :1].long(), X, Y), r"one label an image.*not \(3, 1\)"),
+    "a single class": (lambda: Classifier(6, 1, [5]), "num_classes = 1 must be at least 2"),
+    "channels last": (lambda: Encoder((64, 60, 3), 2, [5], network=ConvNet), r"\(64, 60, 3\).*x.permute\(0, 3, 1, 2\)"),
+    "the same": (lambda: BernoulliDecoder(2, (28, 28, 1), [5], network=DeconvNet), r"x.permute\(0, 3, 1, 2\)"),
+    "only labeled rows": (lambda: SemiSupervisedBatches(X, Y, X[:0], 1, 1, GENERATOR), "give the labeled rows .*, too"),
+    "labels hardly seen": (lambda: SemiSupervisedBatches(X, Y, X[:2], 1, 2, GENERATOR), "1 of 3 labels; take a sm"),
     "an auto-encoder without codes": (lambda: auto_encoder().sample(3), "by fit_codes first"),
     "the spread of one code": (lambda: auto_encoder().fit_codes(X[:1]), "at least two"),
     "the spread of one latent": (lambda: active_latents(m1(), X[:1]), "at least two"),

@@ -33,13 +33,12 @@ def test_a_data_set_refuses_what_no_model_can_use_and_says_which_part(stripes, p
         ((255 * x).byte(), y, "must be .*float32.* divided by 255"),
         (255 * x, y, "divide 8-bit images by 255"),
         (x.masked_fill(x == x.max(), torch.nan), y, r"in \[0, 1\]"),
-        (x, y.float(), "as many labels, as of labels.long"),
-        (x, y[1:], "as many labels"),
-        (x, y + 1, "labels must lie in"),
-        (x, y - 2, "labels must lie in"),
+        (x, y[1:], f"one for each of {len(x)} rows"),
+        (x, y + 1, "labels must be whole numbers in 0…2.* not 1…3"),
+        (x, y - 2, "labels must be whole numbers in 0…2.* not -2…0"),
     ]
     if part != "train":  # which sets the shape, and where −1 stands for a label that is not known
-        wrong += [(x.flatten(1), y, r"must be .*float32 \(1, 4, 6\), not .*24"), (x, y - 1, "for training only")]
+        wrong += [(x.flatten(1), y, r"must be .*float32 \(1, 4, 6\), not .*24"), (x, y - 1, "rows without a label")]
     for images, labels, complaint in wrong:
         with pytest.raises(ValueError, match=f"stripes, {part} images: .*{complaint}"):
             replace(stripes, **{f"{part}_images": images, f"{part}_labels": labels})
@@ -78,6 +77,17 @@ def test_dequantized_pixels_fill_the_256th_of_their_gray_level_evenly():
     assert 0 <= values.min() <= values.max() <= 1
     assert -1e-4 < within.min() < 0.01 < 0.99 < within.max() < 1 + 1e-4
     assert_close(within.mean(0), torch.full((256,), 0.5), atol=5 / (12 * 2000) ** 0.5, rtol=0)
+
+
+@pytest.mark.parametrize("transform", [binarize, dequantize])
+def test_pixels_keep_their_precision_whatever_is_the_default(transform, default_dtype):
+    gray = torch.rand(100)
+    drawn = transform(gray, seeded())
+    default_dtype(torch.float64)
+    assert_close(transform(gray, seeded()), drawn, rtol=0, atol=0)
+    assert transform(gray.double(), seeded()).dtype == torch.float64
+    assert transform(gray.round().byte(), seeded()).dtype == torch.float32
+    assert datasets.embedded_mnist().test_images.dtype == torch.float32
 
 
 @pytest.mark.parametrize("transform", [binarize, dequantize])
@@ -172,8 +182,8 @@ def test_impossible_batches_are_refused(size):
         (lambda: Batches(torch.eye(40), size, seeded()), f"batch_size = {size} .*40 rows"),
         (lambda: semi_supervised(4, size), f"unlabeled_batch_size = {size} .*40 rows"),
         (lambda: semi_supervised(size, 4), f"labeled_batch_size = {size} .*12 rows"),
-        (lambda: Batches(torch.eye(0), size, seeded()), "no rows to draw from"),
-        (lambda: SemiSupervisedBatches(*map(torch.zeros, (12, 11, 40)), 4, 4, seeded()), "12 .*rows have 11 labels"),
+        (lambda: Batches(torch.eye(0), size, seeded()), "the 0 rows to draw from"),
+        (lambda: SemiSupervisedBatches(torch.eye(12), torch.arange(11), torch.eye(40), 4, 4, seeded()), "of 12 rows"),
     ):
         with pytest.raises(ValueError, match=complaint):
             make()
@@ -191,13 +201,14 @@ def test_two_gaussians_have_the_density_of_an_even_mixture():
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_data_set_is_split_as_in_the_papers(name, offline, write_mnist, tmp_path):
+def test_a_data_set_is_split_as_in_the_papers(name, offline, write_mnist, tmp_path, default_dtype):
+    default_dtype(torch.float64)  # which images are not of, whatever it is
     write_mnist(tmp_path, 60_000, 10_000, ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"], FOLDERS[name])
     data = LOADERS[name](tmp_path)
     for part, rows in zip(PARTS, (range(50_000), range(50_000, 60_000), range(10_000)), strict=True):
         (images, labels), expected = data.part(part), torch.tensor(rows)
         first, second = (images[:, 0, 0, :2] * 255).round().long().T
-        assert images.shape == (len(rows), 1, 28, 28)
+        assert (images.shape, images.dtype) == ((len(rows), 1, 28, 28), torch.float32)
         assert torch.equal(256 * first + second, expected)
         assert torch.equal(labels, expected % 7)
     assert (data.name, data.num_classes, offline) == (name, 10, [])

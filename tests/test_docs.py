@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from experiments import m1, ssl
@@ -82,6 +83,14 @@ def test_m2_on_own_images_learns_is_saved_loaded_and_sampled(tmp_path):
     assert all(0 <= int(k) < 7 for k in classes.split(","))
     assert "(5, 1, 8, 8)" in done.stdout
     assert (tmp_path / "own_data.safetensors").exists()
+
+
+def test_the_readmes_snippet_runs_and_what_it_makes_can_be_plotted(monkeypatch, embedded):
+    monkeypatch.setattr("vae.load_mnist", lambda: embedded)
+    [code] = (code for code in re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL) if "load_pre" in code)
+    exec(code, made := {})
+    shown = {name: value.numpy() for name, value in made.items() if torch.is_tensor(value)}
+    assert shown["threes"].shape == shown["sevens"].shape == (9, 1, 28, 28)
 
 
 MODULES = {f"vae.{path.stem}": ast.parse(path.read_text()) for path in sorted((ROOT / "vae").glob("*.py"))}

@@ -2,21 +2,24 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_models import LinearDecoder
+from test_models import LinearDecoder, m1, m2
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from vae import evaluation
-from vae.data import Batches
+from vae.data import Batches, SemiSupervisedBatches, binarize
 from vae.datasets import two_gaussians
 from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder
 from vae.models import VAE
 from vae.networks import BernoulliDecoder, Encoder
+from vae.recipes import M1Recipe, M2Recipe, train_m1, train_m2
 from vae.training import fit
 
 
@@ -84,6 +87,25 @@ def test_standard_error_and_error_rate_by_hand():
     assert (mean, error) == pytest.approx((3, (14 / 3 / 4) ** 0.5))
     images, labels = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 0])
     assert evaluation.error_rate(lambda x: x.long(), images, labels) == 12.5
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_models_in_double_precision_are_trained_and_evaluated(default, default_dtype):
+    default_dtype(default)
+    x, y = torch.rand(20, 6, dtype=torch.float64), torch.arange(20) % 4
+    vae, ssl, generator = m1().double(), m2(np.array([0.1, 0.2, 0.3, 0.4])).double(), torch.Generator()
+    assert m2([0.1, 0.2, 0.3, 0.4]).label_logits.dtype == default
+    train_m1(vae, Batches(x, 10, generator, binarize), M1Recipe(epochs=1))
+    train_m2(ssl, SemiSupervisedBatches(x, y, x, 10, 10, generator, binarize), M2Recipe(1, 1, 1))
+    bounds = vae.elbo(x), ssl.unlabeled_elbo(x), ssl.labeled_elbo(x, y), log_likelihood(vae, x, 3), ssl.sample(3)
+    assert {bound.dtype for bound in bounds} == {torch.float64}
+    assert 0 <= evaluation.error_rate(ssl.classify, x, y) <= 100
+    assert all(math.isfinite(value) for value in elbo_terms(vae, x).values())
+
+
+def test_float64_is_computed_on_the_cpu_because_other_devices_may_not_have_it():
+    for path in Path(evaluation.__file__).parent.glob("*.py"):
+        assert all(before.endswith(".cpu()") for before in path.read_text().split(".double()")[:-1]), path
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 1000])

@@ -143,7 +143,7 @@ def test_a_sample_is_decoded_from_the_priors_draw_and_the_label_that_is_given_or
         assert_label_frequencies(labels(x), torch.full((4,), 0.25) if label_prior is None else PRIOR)
         for draws in (x - 100 * labels(x).unsqueeze(1), vae.sample(10_000, mean=mean)):
             assert_moments(draws, torch.zeros(2), variance * torch.eye(2))
-    for label in (1, torch.tensor([2, 0, 3])):
+    for label in (1, np.uint8(3), np.array([0, 2, 1]), torch.tensor([2, 0, 3])):
         assert torch.equal(labels(with_labels.sample(3, label)), torch.as_tensor(label).expand(3))
     for label in (4, -1, torch.tensor([0, 4]), 0.5):
         with pytest.raises(ValueError, match="0…3"):
@@ -153,6 +153,8 @@ def test_a_sample_is_decoded_from_the_priors_draw_and_the_label_that_is_given_or
 def test_reconstruction_decodes_the_posterior_mean_at_the_most_probable_label():
     x, vae, ssl = torch.rand(5, 6), m1(), m2()
     assert_close(vae.reconstruct(x), vae.decoder(vae.encoder(x).base_dist.loc).base_dist.probs)
+    auto_encoder = AutoEncoder(nn.Linear(6, 2), BernoulliDecoder(2, 6, [8]))
+    assert not any(model.reconstruct(x).requires_grad for model in (auto_encoder, vae, ssl))  # to be shown, not learned
     for row in x.split(1):
         label = ssl.classifier(row).probs[0].argmax()
         assert ssl.classify(row) == ssl.label_posterior(row).logits.argmax() == label

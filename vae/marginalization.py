@@ -45,6 +45,12 @@ def marginalize_loop(bound, label_posterior):
     return total
 
 
+def check_topk(k, num_classes):
+    """Raise ValueError unless 1 ≤ k < K."""
+    if not 1 <= k < num_classes:
+        raise ValueError(f"topk = {k} must lie in 1…{num_classes - 1}, where the last sums over all labels exactly")
+
+
 def marginalize_topk(bound, label_posterior, k):
     """An unbiased estimate from k + 1 labels: the k most probable are summed, one of the others is drawn   [4].
 
@@ -52,8 +58,7 @@ def marginalize_topk(bound, label_posterior, k):
     term; the bound of the most probable label is its control variate. Raises ValueError unless 1 ≤ k < K.
     """
     log_probs, probs = label_posterior.logits, _probs(label_posterior)  # (B, K)
-    if not 1 <= k < probs.shape[-1]:
-        raise ValueError(f"k = {k} must lie in 1…{probs.shape[-1] - 1}; for all labels there is marginalize")
+    check_topk(k, probs.shape[-1])
     top = probs.topk(k).indices  # (B, k)
     others = Categorical(logits=log_probs.detach().scatter(1, top, -torch.inf), validate_args=False)
     drawn = others.sample().unsqueeze(1)  # (B, 1)

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Categorical, MultivariateNormal
 
 from vae import objectives
+from vae.data import check_labels
 from vae.distributions import diagonal_normal
 from vae.marginalization import marginalize
 from vae.saving import Module
@@ -15,6 +16,8 @@ from vae.saving import Module
 
 def check_batch(x, model):
     """Raise ValueError unless x is (B, *X), B ≥ 1, in `model`'s precision, with values that its decoder supports."""
+    if not torch.is_tensor(x):
+        raise ValueError(f"x must be a tensor, as of torch.from_numpy(x), not {type(x).__name__}")
     shape, dtype = model.encoder.x_shape, next(model.parameters(), x).dtype
     if x.shape[1:] != shape or not len(x):
         expected = ", ".join(map(str, ("batch", *shape)))
@@ -27,12 +30,11 @@ def check_batch(x, model):
         )
 
 
-def check_labels(y, num_images, num_classes):
-    """Raise ValueError unless y is (B,) or (K, 1) whole numbers in 0…K − 1."""
-    if y.shape not in ((num_images,), (num_classes, 1)):
-        raise ValueError(f"y must have shape ({num_images},) or ({num_classes}, 1), not {tuple(y.shape)}")
-    if y.is_floating_point() or not ((y >= 0) & (y < num_classes)).all():
-        raise ValueError(f"labels must be whole numbers, as of y.long(), in 0…{num_classes - 1}")
+def check_labels_or_all(y, num_images, num_classes):
+    """Raise ValueError unless y is a label for each image, (B,), or all K in order, (K, 1)."""
+    column = torch.is_tensor(y) and y.dtype == torch.long and y.shape == (num_classes, 1)
+    if not (column and y.flatten().tolist() == list(range(num_classes))):
+        check_labels(y, num_images, num_classes)
 
 
 def draw(likelihood, mean):
@@ -52,6 +54,7 @@ class AutoEncoder(Module):
         self.decoder.check(x)
         return self.decoder(self.encoder(x))
 
+    @torch.no_grad()
     def reconstruct(self, x):
         """Return the likelihood's mean at the code of each x: (B, *X) -> (B, *X)."""
         return self(x).mean
@@ -113,6 +116,7 @@ class VAE(_LatentVariableModel):
         z = posterior.rsample((num_samples,))  # (S, B, Z)
         return objective(x, z, posterior, self.decoder(z), self.prior)
 
+    @torch.no_grad()
     def reconstruct(self, x):
         """Return the likelihood's mean at the posterior's mean: (B, *X) -> (B, *X)."""
         check_batch(x, self)
@@ -133,7 +137,7 @@ class ConditionalVAE(_LatentVariableModel):
     def __init__(self, encoder, decoder, num_classes, label_prior=None):
         super().__init__(encoder, decoder)
         uniform = torch.full((num_classes,), 1 / num_classes)
-        probs = uniform if label_prior is None else torch.as_tensor(label_prior, dtype=torch.float32)
+        probs = uniform if label_prior is None else torch.as_tensor(label_prior, dtype=uniform.dtype)
         if probs.shape != uniform.shape or not ((probs > 0) & probs.isfinite()).all():
             raise ValueError(f"label_prior must hold {num_classes} probabilities above 0, not {probs.tolist()}")
         self.num_classes = num_classes
@@ -163,7 +167,7 @@ class ConditionalVAE(_LatentVariableModel):
         Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
         check_batch(x, self)
-        check_labels(y, len(x), self.num_classes)
+        check_labels_or_all(y, len(x), self.num_classes)
         return self.elbo_given_noise(x, y, self.noise(x))
 
     def labels(self, num, label):
@@ -171,9 +175,7 @@ class ConditionalVAE(_LatentVariableModel):
         if label is None:
             return self.label_prior.sample((num,))
         y = torch.as_tensor(label, device=self.prior_mean.device)
-        if y.shape not in ((), (num,)):
-            raise ValueError(f"label must be a number, or {num} of them, not of shape {tuple(y.shape)}")
-        y = y.expand(num)
+        y = y if y.dim() else torch.full((num,), y.item(), device=y.device)
         check_labels(y, num, self.num_classes)
         return y
 
@@ -215,6 +217,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         """Return the most probable label under q(y|x): (B, *X) -> (B,)."""
         return self.label_posterior(x).logits.argmax(-1)
 
+    @torch.no_grad()
     def reconstruct(self, x):
         """Return p(x|y, z)'s mean at the inferred label and the posterior's mean: (B, *X) -> (B, *X)."""
         y = self.classify(x)

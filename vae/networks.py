@@ -17,6 +17,7 @@ So a new decoder is one subclass of `Decoder`: `forward`, and `check` where pixe
 
 import math
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from vae.saving import Module
 
 def as_shape(size):
     """Return a tuple: `size` itself, or (size,) for a number."""
-    return (size,) if isinstance(size, int) else tuple(size)
+    return (size,) if isinstance(size, Integral) else tuple(size)
 
 
 class MLP(Module):
@@ -81,6 +82,8 @@ class Classifier(Module):
 
     def __init__(self, x_shape, num_classes, hidden_dims, network=MLP):
         super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes = {num_classes} must be at least 2; data of one class are for a VAE")
         self.num_classes = num_classes
         self.network = network(x_shape, hidden_dims, num_classes)
 

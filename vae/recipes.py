@@ -13,9 +13,10 @@ from typing import NamedTuple
 from torch import nn
 
 from vae import objectives
+from vae.data import check_labels
 from vae.evaluation import active_latents
 from vae.gaussian import DiagonalGaussianDecoder
-from vae.marginalization import marginalize_topk
+from vae.marginalization import check_topk, marginalize_topk
 from vae.models import VAE, ConditionalVAE, SemiSupervisedVAE
 from vae.networks import MLP, Classifier, Encoder
 from vae.stacked import SkipSemiSupervisedVAE, StackedSemiSupervisedVAE
@@ -121,6 +122,7 @@ def _labels_stage(name, epochs, lr, classifier, linear_probe, batches):
         x, y, _ = batch
         return -classifier(x).log_prob(y).mean()
 
+    check_labels(batches.labels, batches.num_labeled, classifier.num_classes)
     return Stage(name, epochs, lr, cross_entropy, classifier.network.output if linear_probe else classifier, batches)
 
 
@@ -147,6 +149,7 @@ def m2_loss(model, batches, recipe, marginalize=None):
     It is minus `objectives.m2_objective`, which is the higher the better. The sum over labels is the recipe's, by
     `marginalize_topk`, unless another `marginalize` is given.
     """
+    check_topk(recipe.topk, model.num_classes)
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * batches.num_rows
     marginalize = marginalize or partial(marginalize_topk, k=recipe.topk)

@@ -8,7 +8,7 @@ import torch
 from vae import objectives
 from vae.evaluation import in_batches
 from vae.marginalization import marginalize
-from vae.models import check_batch, check_labels, draw
+from vae.models import check_batch, check_labels_or_all, draw
 from vae.saving import Module
 
 
@@ -17,7 +17,7 @@ class _OnM1(Module):
 
     def __init__(self, m1, m2, active):
         super().__init__()
-        self.m1, self.m2 = m1, m2
+        self.m1, self.m2, self.num_classes = m1, m2, m2.num_classes
         self.register_buffer("active", active)
 
     def features(self, x):
@@ -34,7 +34,7 @@ class _OnM1(Module):
     def draw(features, generator):
         """Draw latents from the posteriors in `features`, anew for every batch: (B, 2A) -> (B, A)."""
         mean, stddev = features.chunk(2, dim=1)
-        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
     def encode(self, x):
         """Return q(z1|x) as one Normal for each latent, a draw of all latents, (B, Z), and its active part, (B, A)."""
@@ -140,7 +140,7 @@ class SkipSemiSupervisedVAE(_OnM1):
         Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
         bound = self._bound(x)
-        check_labels(y, len(x), self.m2.num_classes)
+        check_labels_or_all(y, len(x), self.num_classes)
         return bound(y)
 
     def unlabeled_elbo(self, x, marginalize=marginalize):
