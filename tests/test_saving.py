@@ -6,11 +6,13 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
 from experiments import weights
@@ -21,6 +23,7 @@ from vae.conv import ConvNet, DeconvNet
 from vae.data import binarize
 from vae.datasets import load_mnist
 from vae.evaluation import error_rate, evaluate_mean
+from vae.gaussian import DiagonalGaussianDecoder, SharedGaussianDecoder
 from vae.models import VAE, AutoEncoder, ConditionalVAE, SemiSupervisedVAE
 from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder
 from vae.recipes import add_skips, build_m1m2, classifier_from_encoder
@@ -35,6 +38,13 @@ class Sharper(BernoulliDecoder):
 
     def forward(self, z, y=None):
         return type(super().forward(z, y))(2 * self.network(z, y), len(self.x_shape))
+
+
+class WithOptions(Sharper):
+    """One that hands its options on."""
+
+    def __init__(self, z_dim, x_shape, hidden_dims, **options):
+        super().__init__(z_dim, x_shape, hidden_dims, **options)
 
 
 def m1(network=MLP, decoder=BernoulliDecoder):
@@ -56,11 +66,35 @@ def m1m2(skips):
     return add_skips(stacked, classifier_from_encoder(first.encoder, 4)) if skips else stacked
 
 
+def m1_whose_widths_are_reversed(dims):
+    model = VAE(Encoder(SHAPE, 3, dims), BernoulliDecoder(3, SHAPE, dims))
+    dims.reverse()
+    return model
+
+
+def m1_with_another_decoder_like_it():
+    model = m1()
+    model.decoder = BernoulliDecoder(3, SHAPE, (7,))
+    return model
+
+
+def m1_of_a_cell_run_twice():
+    first, second = (type("OfACell", (Sharper,), {"__module__": "__main__"}) for _ in range(2))
+    model = m1(decoder=first)
+    model.again_defined = second  # kept alive, as a notebook's name would
+    return model
+
+
 MODELS = {
     "an auto-encoder": lambda: AutoEncoder(MLP(SHAPE, (8,), 2), BernoulliDecoder(2, SHAPE, (7,))),
     "M1, SiLU": partial(m1, SILU),
     "M1, a decoder of one's own": lambda: m1(decoder=Sharper),
+    "M1, widths reversed by the caller": lambda: m1_whose_widths_are_reversed([np.int64(9), 8]),
+    "M1, another decoder of the same kind": m1_with_another_decoder_like_it,
+    "M1, a decoder of a cell that was run again": m1_of_a_cell_run_twice,
+    "M1, options": partial(m1, SILU, WithOptions),
     "M2": partial(m2, prior=[0.1, 0.2, 0.3, 0.4]),
+    "M2, a prior of numpy": partial(m2, prior=np.array([0.1, 0.2, 0.3, 0.4])),
     "M2, convolutional": partial(m2, partial(ConvNet, channels=(2, 3)), partial(DeconvNet, channels=(3,))),
     "M2 without a classifier": lambda: ConditionalVAE(m2().encoder, m2().decoder, 4),
     "M1+M2": partial(m1m2, False),
@@ -120,6 +154,79 @@ def test_an_architecture_that_no_file_can_say_is_refused_before_anything_is_writ
         with pytest.raises(TypeError, match=r"derive it from vae.saving.Module, under a name of its own"):
             Encoder(SHAPE, 3, [5], network=network).save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+class WithConstants(VAE):
+    """M1 with a number of the class, and a tensor that is no buffer."""
+
+    sharpness = 1
+
+    def __init__(self, encoder, decoder):
+        super().__init__(encoder, decoder)
+        self.mask = torch.ones(3)
+
+
+INPUT, HIDDEN = "encoder.network.input", "encoder.network.hidden"
+CHANGES = [  # what is set, to what, and what the error says
+    ("decoder", lambda m: torch.compile(m.decoder), "decoder is .*OptimizedModule.* it .*DiagonalGaussianDecoder"),
+    ("decoder", lambda m: SharedGaussianDecoder(3, SHAPE, [7], fixed_scale=1), "decoder is .*SharedG.* it .*DiagonalG"),
+    ("encoder", lambda m: Encoder(SHAPE, 3, [9, 7]), r"encoder.hidden_dims is \[9, 7\], .* it \[8, 7\]"),
+    (INPUT, lambda m: weight_norm(m.encoder.network.input), f"{INPUT} is .*ParametrizedLinear.* it .*Linear'"),
+    (f"{HIDDEN}.0", lambda m: nn.Tanh(), f"{HIDDEN}.0 is .*Tanh.* it .*LeakyReLU"),
+    (f"{HIDDEN}.0", lambda m: nn.LeakyReLU(0.3), f"{HIDDEN}.0.negative_slope is 0.3, .* it 0.01"),
+    (f"{HIDDEN}.2", lambda m: nn.Sequential(m.encoder.network.hidden[2], nn.Dropout()), f"{HIDDEN}.2 is .*Sequential"),
+    (f"{HIDDEN}.3", lambda m: nn.Dropout(), f"{HIDDEN} is .*'3'.* it"),
+    ("decoder.scale_limits", lambda m: [1, 2], r"decoder.scale_limits is \[1, 2\], .* it None"),
+    ("sharpness", lambda m: 2, "sharpness is 2, .* it 1"),
+    ("mask", lambda m: torch.zeros(3), "the tensor mask is .* it .*"),
+    ("decoder.network.input.bias", lambda m: m.encoder.network.hidden[1].bias, f"input.bias is {HIDDEN}.1.bias .* it"),
+]
+
+
+@pytest.mark.parametrize(("place", "new", "what"), CHANGES, ids=[place for place, *_ in CHANGES])
+def test_what_is_not_as_it_was_made_is_refused_and_the_old_file_stays(place, new, what, tmp_path):
+    first, path = m1(partial(MLP, activation=nn.LeakyReLU), DiagonalGaussianDecoder), tmp_path / "model.safetensors"
+    model = WithConstants(first.encoder, first.decoder)
+    model.save(path)
+    content, (owner, _, name) = path.read_bytes(), place.rpartition(".")
+    setattr(model.get_submodule(owner), name, new(model))
+    with pytest.raises(TypeError, match=f"^[^\n]*{what}[^\n]*: put that back, or make the model anew with it[^\n]*$"):
+        model.save(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_class_that_takes_arguments_by_their_place_is_told_to_name_them(tmp_path):
+    class ByPlace(MLP):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+
+    class ByPlaceAlone(MLP):
+        def __init__(self, in_shape, hidden_dims, out_shape, /):
+            super().__init__(in_shape, hidden_dims, out_shape)
+
+    for network in (ByPlace, ByPlaceAlone):
+        with pytest.raises(TypeError, match=r"ByPlace.*: give parameters names, in place of \* and /"):
+            network(4, (3,), 2).save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_draws_nothing(tmp_path):
+    model, before = m1(), torch.get_rng_state()
+    model.save(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["M2", "M1+M2 with skips"])
+def test_again_makes_all_parts_anew_but_those_that_are_given(name):
+    model = MODELS[name]()
+    new = model.again()
+    assert [type(part) for part in new.modules()] == [type(part) for part in model.modules()]
+    assert not {*model.modules()} & {*new.modules()}
+    old = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not old & {tensor.data_ptr() for tensor in new.state_dict().values()}
+    assert not torch.equal(next(new.parameters()), next(model.parameters()))
+    assert model.again(classifier=model.classifier).classifier is model.classifier
 
 
 def test_a_class_of_ones_own_may_have_no_arguments_and_one_that_is_named_as_ours_takes_no_place(tmp_path):

@@ -6,11 +6,13 @@ The files are safetensors: tensors, and in the header the architecture as JSON. 
 import hashlib
 import inspect
 import json
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -31,23 +33,28 @@ class Module(nn.Module):
         if args or kwargs:  # a copy has them already
             bound = inspect.signature(cls).bind(*args, **kwargs)
             bound.apply_defaults()
-            self.__dict__["arguments"] = bound.arguments
+            for name, parameter in bound.signature.parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    bound.arguments |= bound.arguments.pop(name)
+            self.__dict__["arguments"] = {name: _plain(value) for name, value in bound.arguments.items()}
         return self
 
     def again(self, **changes):
-        """Return a new, untrained module made with the same arguments, but for `changes`."""
-        return type(self)(**self.arguments | changes)
+        """Return a new, untrained module made with the same arguments, its parts new, too, but for `changes`."""
+        kept = {name: _plain(value, anew=True) for name, value in self.arguments.items() if name not in changes}
+        return type(self)(**kept, **changes)
 
     def save(self, path, dtype=None, **about):
         """Write parameters and architecture to `path`, atomically; `about`, plain values, is kept with them.
 
-        `dtype`, such as torch.float16, is what parameters are stored in. Raises TypeError for an architecture that no
-        file can say: one made with anything but subclasses of Module, activations, tensors and plain values.
+        `dtype`, such as torch.float16, is what parameters are stored in. Raises TypeError, and writes nothing, unless
+        `load` would give this model: made with subclasses of Module, activations, tensors and plain values, and so now.
         """
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        tensors = {name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}
         if dtype:
             tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
         header = {"architecture": describe(self), "about": about, "checksum": _checksum(tensors)}
+        _check_file(self, header["architecture"], tensors)
         content = to_bytes(tensors, {key: json.dumps(value) for key, value in header.items()})
         with atomic_path(Path(path)) as partial_path:
             partial_path.write_bytes(content)
@@ -68,8 +75,6 @@ def load(path):
         model, about = build(header["architecture"]), header["about"]
         half = (torch.float16, torch.bfloat16)
         model.load_state_dict({n: t.float() if t.dtype in half else t for n, t in tensors.items()}, assign=True)
-    except FileNotFoundError:
-        raise
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable model ({error}); save or fetch it again") from error
     model.about = about
@@ -87,6 +92,7 @@ def load_pretrained(name):
 
 def describe(value):
     """Return a module, or an argument of one, as JSON keeps it."""
+    value = _plain(value)
     if isinstance(value, Module):
         return {"make": _name(type(value)), "with": {k: describe(v) for k, v in value.arguments.items()}}
     if isinstance(value, partial) and not value.args:
@@ -94,12 +100,26 @@ def describe(value):
     if isinstance(value, type):
         return {"class": _name(value), "with": {}}
     if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist()}
-    if isinstance(value, (tuple, list)):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, tuple):
         return [describe(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a file cannot say how to make {value!r}; give modules their classes, tensors or plain values")
+    what = " ".join(repr(value).split())[:100]
+    raise TypeError(f"a file cannot say how to make {what}; give modules their classes, tensors or plain values")
+
+
+def _plain(value, anew=False):
+    """Return a copy of an argument in types of Python and PyTorch; modules as they are, or made `anew`."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(v, anew) for v in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.tensor(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, nn.Module) and anew:
+        return value.again() if isinstance(value, Module) else build(describe(value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def build(description):
@@ -109,7 +129,7 @@ def build(description):
     if not isinstance(description, dict):
         return description
     if "tensor" in description:
-        return torch.tensor(description["tensor"])
+        return torch.tensor(description["tensor"], dtype=getattr(torch, description.get("dtype", ""), None))
     arguments = {name: build(value) for name, value in description["with"].items()}
     if "make" in description:
         return _class(description["make"])(**arguments)
@@ -117,11 +137,10 @@ def build(description):
 
 
 def _name(cls):
-    """Return the name by which `_class` finds `cls`. TypeError if it does not."""
-    if _classes().get(cls.__name__) is not cls:
-        raise TypeError(
-            f"a file cannot say how to make {cls!r}; derive it from vae.saving.Module, under a name of its own"
-        )
+    """Return the name by which `_class` finds `cls`, or what a notebook's cell defined anew. TypeError if neither."""
+    found = _classes().get(cls.__name__)
+    if found is not cls and ("<locals>" in cls.__qualname__ or repr(found) != repr(cls)):
+        raise TypeError(f"no file can make {cls!r}; derive it from vae.saving.Module, under a name of its own")
     return cls.__name__
 
 
@@ -142,6 +161,44 @@ def _classes():
 
 def _subclasses(cls):
     return [cls, *chain.from_iterable(map(_subclasses, cls.__subclasses__()))]
+
+
+def _check_file(model, architecture, tensors):
+    """Raise TypeError, with the first difference and what to do, unless a file of these would load as `model`."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            loaded = build(json.loads(json.dumps(architecture)))
+    except Exception as error:
+        advice = "give parameters names, in place of * and /, and let them be tuples, tensors or plain values"
+        raise TypeError(f"a file cannot make {type(model)!r} again ({error}): {advice}") from error
+    with suppress(RuntimeError):  # other shapes are among the differences
+        loaded.load_state_dict(tensors, strict=False, assign=True)
+    would_be = _facts(loaded, {})
+    for where, fact in _facts(model, tensors).items():
+        if fact != would_be.get(where, fact):
+            raise TypeError(
+                f"{where} is {fact}, but a file would make it {would_be[where]}: put that back, or make the model anew "
+                "with it; a file keeps arguments, parameters and persistent buffers, of one name each"
+            )
+
+
+def _facts(model, stored):
+    """Return {where: what is there} for the parts of a model, their public values, and its tensors, as `stored`."""
+    facts, owners, state = {}, {}, model.state_dict()
+    tensors = dict(model.named_buffers()) | state
+    for name, part in model.named_modules(remove_duplicate=False):
+        facts[name or "the model"] = f"{type(part)!r} of {[*part._parameters, *part._buffers, *part._modules]}"
+        for key, value in {**vars(type(part)), **getattr(part, "arguments", {}), **vars(part)}.items():
+            where = f"{name}.{key}".lstrip(".")
+            if isinstance(value, torch.Tensor):
+                tensors.setdefault(where, value)
+            elif not key.startswith("_") and key != "training" and not isinstance(value, Module):
+                with suppress(TypeError):  # what no file can describe
+                    facts[where] = repr(describe(value))
+    for name, tensor in tensors.items():
+        owner = owners.setdefault(tensor.data_ptr() or name, name) if name in state else name
+        facts[f"the tensor {name}"] = f"{owner} {_checksum({name: stored.get(name, tensor).detach().cpu()})[:9]}"
+    return facts
 
 
 def _checksum(tensors):
