@@ -32,7 +32,6 @@ weights: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	env -u GOMP_SPINCOUNT $(BIN)/python -m experiments bench
-	$(BIN)/python -m experiments bench --scaling
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments bench --answer
 
 # One thread in each of two processes: more would only wait for each other.
@@ -63,4 +62,4 @@ lock: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv preview checkpoints *.egg-info
+	rm -rf .venv preview checkpoints build *.egg-info

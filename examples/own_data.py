@@ -7,13 +7,12 @@ and `load`; the rest adapts to any image shape (C, H, W) and any number of class
 import torch
 from sklearn.datasets import load_digits
 
+from vae import DataSet, M2Recipe, SemiSupervisedBatches, binarize, build_m2, hide_labels, train_m2
+from vae import load as load_saved
 from vae.conv import ConvNet, DeconvNet
-from vae.data import DataSet, SemiSupervisedBatches, binarize, labeled_split
 from vae.evaluation import error_rate
-from vae.models import SemiSupervisedVAE
-from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.recipes import LabelsRecipe, M2Recipe, init_label_embeddings, train_m2, train_on_labels
-from vae.saving import load as load_saved
+from vae.networks import Classifier
+from vae.recipes import LabelsRecipe, train_on_labels
 
 NUM_LABELED, NUM_VALID, NUM_TEST = 70, 100, 200
 
@@ -26,14 +25,6 @@ def load(generator):
     return images[kept], labels[kept]
 
 
-def build(x_shape, num_classes):
-    """Return an untrained M2 with convolutional networks."""
-    encoder = Encoder(x_shape, 8, [128], num_classes, network=ConvNet)
-    decoder = BernoulliDecoder(8, x_shape, [128], num_classes, network=DeconvNet)
-    m2 = SemiSupervisedVAE(encoder, decoder, Classifier(x_shape, num_classes, [128], network=ConvNet))
-    return init_label_embeddings(m2, scale=3)
-
-
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 images, labels = load(generator)
@@ -42,13 +33,11 @@ order = order[(labels[order] < 0).int().argsort(stable=True)]  # those with a la
 valid, test, train = order.split([NUM_VALID, NUM_TEST, len(order) - NUM_VALID - NUM_TEST])
 data = DataSet("digits", int(labels.max()) + 1, *(t[part] for part in (train, valid, test) for t in (images, labels)))
 
-known, unknown = labeled_split(data.train_labels, NUM_LABELED, generator, data.num_classes)
-x, y, x_unlabeled = data.train_images[known], data.train_labels[known], data.train_images[unknown]
-batches = SemiSupervisedBatches(x, y, x_unlabeled, 35, 50, generator, binarize)
-
-baseline = Classifier(data.x_shape, data.num_classes, [128], network=ConvNet)
+y = hide_labels(data.train_labels, NUM_LABELED, generator)  # leave this out if your labels are few already
+batches = SemiSupervisedBatches(data.train_images, y, 35, 50, generator, binarize)
+baseline = Classifier(data.x_shape, data.num_classes, (128,), network=ConvNet)
 train_on_labels(baseline, batches, LabelsRecipe(epochs=30))
-m2 = build(data.x_shape, data.num_classes)
+m2 = build_m2(data.x_shape, data.num_classes, 8, (128,), network=ConvNet, decoder_network=DeconvNet)
 train_m2(m2, batches, M2Recipe(label_epochs=5, frozen_epochs=20, unfrozen_epochs=80, lr=3e-3))
 for part in ("valid", "test"):  # choose settings by the first, report the second
     errors = [error_rate(classify, *data.part(part)) for classify in (baseline.classify, m2.classify)]

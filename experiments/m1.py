@@ -7,19 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.runner import (
-    MODEL,
-    SMOKE,
-    Job,
-    UserError,
-    load_data,
-    load_result,
-    on_this_machine,
-    plain,
-    shortened,
-    with_recipe,
-)
-from vae.checkpoint import load_state
+from experiments import SMOKE, UserError
+from experiments.data import load_data
+from experiments.runner import MODEL, Job, load_result, on_this_machine, plain, shortened, with_recipe
 from vae.data import Batches, as_is, binarize, dequantize
 from vae.datasets import two_gaussians
 from vae.evaluation import (
@@ -31,9 +21,8 @@ from vae.evaluation import (
     mean_and_standard_error,
 )
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
-from vae.models import VAE
-from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
-from vae.recipes import M1Recipe, train_m1
+from vae.networks import MLP, BernoulliDecoder, ContinuousBernoulliDecoder
+from vae.recipes import M1Recipe, build_m1, train_m1
 from vae.saving import Module, load
 
 DECODERS = {
@@ -77,9 +66,8 @@ class M1Config:
 
     def build(self, x_shape):
         """Return the untrained VAE."""
-        network, dims = {"network": NETWORKS[self.activation]}, self.hidden_dims
-        decoder = DECODERS[self.decoder](self.z_dim, x_shape, dims[::-1], **network, **self.decoder_options)
-        return VAE(Encoder(x_shape, self.z_dim, dims, **network), decoder)
+        decoder = partial(DECODERS[self.decoder], **self.decoder_options)
+        return build_m1(x_shape, self.z_dim, self.hidden_dims, decoder, NETWORKS[self.activation])
 
     def train(self, rows, folder, start=None, evaluate=lambda vae: {}):
         """Return the VAE trained on `rows` (N, *X), from the parameters of `start` if given, and its history.
@@ -91,14 +79,15 @@ class M1Config:
             vae.load_state_dict(start.state_dict())
         generator = torch.Generator(rows.device).manual_seed(self.seed)
         batches = Batches(rows, self.batch_size, generator, TRANSFORMS[self.transform])
-        return vae, train_m1(vae, batches, on_this_machine(self.recipe), folder, lambda: evaluate(vae), strict=True)
+        options = {"folder": folder, "evaluate": lambda: evaluate(vae), "strict": True}
+        return vae, train_m1(vae, batches, on_this_machine(self.recipe), **options)
 
 
 @dataclass(frozen=True)
 class M1Run(M1Config):
     """A VAE, the data of its own, and how many draws and examples log p(x) is estimated from."""
 
-    data: str = "mnist"  # one of vae.datasets.LOADERS, or TOY
+    data: str = "mnist"  # one of experiments.data.LOADERS, or TOY
     start: str | None = None  # the run that it goes on from
     samples: int = 1000
     examples: int = 1000
@@ -128,7 +117,6 @@ _TOY = M1Run(
     samples=500,
     examples=20_000,
 )
-_PRECISION = M1Run(z_dim=50, samples=100, examples=1000, recipe=M1Recipe(epochs=12))
 LATENTS = (3, 5, 10, 20, 200)  # in figure 2 of the paper
 VARIANCES = {  # where a decoder of gray images gets its variances from
     "undequantized": replace(_GRAY, decoder="diagonal Gaussian", transform="none"),
@@ -156,8 +144,6 @@ GROUPS = {  # settings were chosen on the validation images
     **{f"variance-{name}": _seeds(20 if name == "optimal" else 5, run) for name, run in VARIANCES.items()},
     "toy-pixel": _seeds(10, replace(_TOY, decoder="diagonal Gaussian")),
     "toy-example": _seeds(20, _TOY),
-    "precision-fp32": _seeds(5, _PRECISION),
-    "precision-bf16": _seeds(5, replace(_PRECISION, recipe=M1Recipe(epochs=12, bf16=True))),
     "toy-iwae": _seeds(5, replace(_TOY, recipe=M1Recipe(epochs=0, iwae_epochs=100, iwae_samples=5, lr=1e-2))),
 }
 RUNS = {_name(group, run): run for group, runs in GROUPS.items() for run in runs}
@@ -184,9 +170,8 @@ def jobs(names):
 
 def measure(config, folder):
     """Return bounds and log-likelihoods in nats, on the test data, and the trained VAE, or None if it diverged."""
-    start = config.start and _trained(config.start, folder)
+    start = _trained(config.start, folder) if config.start else None
     train_rows, valid, test, truth = _data(config)  # seeds the global generator
-    steps = len(train_rows) // config.batch_size
 
     def bounds(vae):
         return {"valid_elbo": evaluate_mean(vae.elbo, valid), "test_elbo": evaluate_mean(vae.elbo, test)}
@@ -194,8 +179,7 @@ def measure(config, folder):
     try:
         vae, history = config.train(train_rows, folder, start, bounds)
     except FloatingPointError as error:
-        states = map(load_state, sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime))
-        vae, history, result = None, [e for state in states for e in state["history"]], {"diverged": str(error)}
+        vae, history, result = None, [], {"diverged": str(error)}
     else:
         result = {"diverged": None} | _measured(vae, test, config, truth)
     return {
@@ -203,7 +187,7 @@ def measure(config, folder):
         "seed": config.seed,
         "bf16": on_this_machine(config.recipe).bf16,
         **result,
-        "updates": len(history) * steps,
+        "updates": sum(epoch["updates"] for epoch in history),
         "cpu_minutes": round(sum(epoch["cpu_seconds"] for epoch in history) / 60, 2),
         "curve": [[round(epoch[key], 2) for key in ("loss", "valid_elbo", "test_elbo")] for epoch in history],
         "data_checksum": None if truth else load_data(config.data).checksum,

@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 import PIL.Image
 from IPython.display import Image, display
 
-from experiments.runner import SMOKE
+from experiments import SMOKE
+from experiments.data import embedded_mnist
 from vae.checkpoint import atomic_path
-from vae.datasets import DataNotFoundError, embedded_mnist, load_mnist
+from vae.datasets import DataNotFoundError, load_mnist
 from vae.saving import load_pretrained
 
 

@@ -74,10 +74,10 @@ def pack_images(m1, images, labels):
     return pack(header, [codes, labels[:NUM_CODES].byte(), (255 * examples).round().byte()])
 
 
-def write(path=PAGE, models=None, data=None):
-    """Write the page, of the models that come with this package and MNIST's test images unless others are given."""
-    models, data = models or {name: load_pretrained(name) for name in PARTS}, data or load_mnist()
-    blocks = {"images": pack_images(models["m1-2d"], *data.part("test"))}
+def write(path=PAGE):
+    """Write the page, of the models that come with this package and MNIST's test images."""
+    models = {name: load_pretrained(name) for name in PARTS}
+    blocks = {"images": pack_images(models["m1-2d"], *load_mnist().part("test"))}
     blocks |= {name: pack_model(name, models[name]) for name in PARTS}
     html, css, js = ((SOURCE / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     for kind, text in (("style", css), ("script", js)):  # the policy: nothing else may run, nothing may be asked for

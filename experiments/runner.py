@@ -6,21 +6,21 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from timeit import repeat
 
 import joblib
 import torch
 
-from experiments import UserError
-from vae.checkpoint import atomic_path
-from vae.datasets import LOADERS, embedded_mnist
+from experiments import SMOKE, UserError
+from vae.checkpoint import atomic_path, plain_values
 
-SMOKE = os.environ.get("VAE_SMOKE") == "1"
 ROOT = Path("preview/smoke" if SMOKE else ".").absolute()
 RESULTS, STATE = ROOT / "results", ROOT / "checkpoints"  # what is kept; what a killed run resumes from, and models
 PACKAGES = ("torch", "scikit-learn", "numpy")
@@ -41,18 +41,9 @@ class Job:
     compute: Callable
 
 
-@cache
-def load_data(name):
-    """Return the data set of that name, or for a smoke run the embedded images, read once in a process."""
-    try:
-        return embedded_mnist() if SMOKE else LOADERS[name]()
-    except (ValueError, OSError) as error:
-        raise UserError(error) from error
-
-
 def plain(config):
     """Return a dataclass as JSON keeps it."""
-    return json.loads(json.dumps(asdict(config)))
+    return plain_values(asdict(config))
 
 
 def digest(config):
@@ -74,15 +65,9 @@ def shortened(recipe, epochs=1):
 @cache
 def has_bf16():
     """Return whether this processor computes in bfloat16, measured: an imitation takes many times as long."""
-
-    def seconds(matrix):
-        start = time.perf_counter()
-        matrix @ matrix
-        return time.perf_counter() - start
-
-    matrix = torch.ones(500, 500)  # no random ones: they would shift all draws that follow, once in a process
-    in_float32, in_bfloat16 = (min(seconds(m) for _ in range(5)) for m in (matrix, matrix.bfloat16()))
-    return in_bfloat16 < in_float32
+    ones = torch.ones(500, 500)  # no random numbers: they would shift all draws that follow, once in a process
+    rounded = ones.bfloat16()
+    return min(repeat(lambda: rounded @ rounded, number=1)) < min(repeat(lambda: ones @ ones, number=1))
 
 
 def on_this_machine(recipe):
@@ -162,6 +147,14 @@ def versions():
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+def machine():
+    """Return what speed depends on: processor, its cores, graphics processor."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu}
+
+
 def missing_jobs(jobs, results):
     """Return those `jobs` that have no result of their settings in the folder `results` yet."""
     return [job for job in jobs if finished_result(job, results) is None]
@@ -182,12 +175,13 @@ def run_jobs(jobs, parallel, results, state):
 @contextlib.contextmanager
 def workers(jobs, scheduler=None):
     """Yield joblib's Parallel over so many processes of one thread each, or over a Dask scheduler's workers."""
+    client = contextlib.nullcontext()
     backend = {"backend": "loky", "n_jobs": jobs or joblib.cpu_count(), "inner_max_num_threads": 1}
-    with contextlib.ExitStack() as stack:
-        if scheduler is not None:
-            backend = {"backend": "dask", "client": stack.enter_context(connect(scheduler))}
-        with joblib.parallel_config(**backend):
-            yield joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
+    if scheduler is not None:
+        client = connect(scheduler)
+        backend = {"backend": "dask", "client": client}
+    with client, joblib.parallel_config(**backend):
+        yield joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
 
 
 def connect(address):

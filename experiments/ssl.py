@@ -6,38 +6,28 @@ from itertools import product
 
 import torch
 
-from experiments.methods import EVERY, METHODS, MORE, UNDONE, Task
-from experiments.runner import (
-    SMOKE,
-    Job,
-    UserError,
-    digest,
-    load_data,
-    load_result,
-    missing_jobs,
-    on_this_machine,
-    run_jobs,
-    workers,
-)
-from vae.data import binarize, labeled_split
+from experiments import SMOKE, UserError
+from experiments.data import load_data
+from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, Task
+from experiments.runner import Job, digest, load_result, missing_jobs, on_this_machine, run_jobs, workers
+from vae.data import binarize, hide_labels
 from vae.evaluation import active_latents, error_rate, evaluate_mean
 
-LABELS = (100, 600, 1000, 3000)
+NUM_LABELED = (100, 600, 1000, 3000)
 SPLITS = range(5)  # split s draws its labels with seed s; settings were chosen on that of seed 1000
 
 
-def draw_task(data_set, labels, split, m1=None, folder=None):
+def draw_task(data_set, num_labeled, split, m1=None, folder=None):
     """Return the task of this draw of labels; seeds the global generator, too."""
     torch.manual_seed(split)
     generator = torch.Generator().manual_seed(split)
-    labeled, unlabeled = labeled_split(data_set.train_labels, labels, generator, data_set.num_classes)
-    return Task(data_set, labeled, unlabeled, generator, m1, folder)
+    return Task(data_set, hide_labels(data_set.train_labels, num_labeled, generator), generator, m1, folder)
 
 
-def compare(data, method, labels, split, config, m1, folder):
+def compare(data_name, method, num_labeled, split, config, m1, folder):
     """Train a method on one draw of labels, and return the errors in %, and the model."""
-    data_set = load_data(data)
-    task = draw_task(data_set, labels, split, m1, folder)
+    data_set = load_data(data_name)
+    task = draw_task(data_set, num_labeled, split, m1, folder)
 
     def valid_error(model):
         return {"valid_error": error_rate(model.classify, *data_set.part("valid"))}
@@ -45,25 +35,25 @@ def compare(data, method, labels, split, config, m1, folder):
     start = time.process_time()
     classify, history, model = config.train(task, valid_error)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
-    steps = len(task.unlabeled) // config.unlabeled_batch_size if history else 0
+    has_bounds = hasattr(model, "unlabeled_elbo")
     return {
-        "data": data,
+        "data": data_name,
         "method": method,
-        "labels": labels,
+        "num_labeled": num_labeled,
         "split": split,
         "valid_error": round(error_rate(classify, *data_set.part("valid")), 2),
         "test_error": round(error_rate(classify, *data_set.part("test")), 2),
         "epochs": len(history),
-        "updates": len(history) * steps,
+        "updates": sum(epoch["updates"] for epoch in history),
         "cpu_minutes": round(seconds / 60, 2),
-        "valid_bound": _mean_bound(model.unlabeled_elbo, data_set) if hasattr(model, "unlabeled_elbo") else None,
-        "valid_error_by_bound": _error_by_bound(model, data_set) if hasattr(model, "labeled_elbo") else None,
-        "m1_valid_elbo": m1 and _mean_bound(m1.elbo, data_set),
-        "m1_active_latents": m1 and len(active_latents(m1, data_set.valid_images)),
+        "valid_bound": _mean_bound(model.unlabeled_elbo, data_set) if has_bounds else None,
+        "valid_error_by_bound": _error_by_bound(model, data_set) if has_bounds else None,
+        "m1_valid_elbo": _mean_bound(m1.elbo, data_set) if m1 else None,
+        "m1_active_latents": len(active_latents(m1, data_set.valid_images)) if m1 else None,
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
         "seed": split,
         "bf16": hasattr(config, "recipe") and on_this_machine(config.recipe).bf16,
-        "m1_bf16": m1 and m1.about["bf16"],
+        "m1_bf16": m1.about["bf16"] if m1 else None,
         "data_checksum": data_set.checksum,
     }, model
 
@@ -81,38 +71,39 @@ def _error_by_bound(model, data_set):
     return round(evaluate_mean(lambda x, y: 100 * (model.labeled_elbo(x, every_label).argmax(0) != y).float(), x, y), 2)
 
 
-def job_of(data, method, labels, split, m1=None):
+def job_of(data_name, method, num_labeled, split, m1=None):
     """Return a job, in a smoke run a short one; `m1` is trained, for a method that builds on it."""
-    config = EVERY[method].smoke() if SMOKE else EVERY[method]
-    path = f"ssl/{data}/{method}-{labels}-{split}"
-    return Job(path, config, partial(compare, data, method, labels, split, config, m1))
+    config = BY_KEY[method].method.smoke() if SMOKE else BY_KEY[method].method
+    path = f"ssl/{data_name}/{method}-{num_labeled}-{split}"
+    return Job(path, config, partial(compare, data_name, method, num_labeled, split, config, m1))
 
 
-def cells_of(methods=None, labels=LABELS, splits=SPLITS):
-    """Return (method, labels, split) of a comparison: all methods, and variants with 100 labels, unless some are named.
+def cells_of(methods=None, counts=NUM_LABELED, splits=SPLITS):
+    """Return (method, number of labels, split) of all rows, ablations with 100 labels, unless some rows are named.
 
-    Raises UserError for a method that there is not.
+    Raises UserError for a row that there is not.
     """
-    unknown = [method for method in methods or () if method not in EVERY]
+    unknown = [method for method in methods or () if method not in BY_KEY]
     if unknown:
-        raise UserError(f"no method is called {', '.join(unknown)}; there are {', '.join(EVERY)}")
-    cells = list(product(methods or METHODS, labels, splits))
-    if not methods and LABELS[0] in labels:
-        cells += product(MORE | UNDONE, LABELS[:1], splits)
+        raise UserError(f"no method is called {', '.join(unknown)}; there are {', '.join(BY_KEY)}")
+    cells = list(product(methods or COMPARISON, counts, splits))
+    if not methods and NUM_LABELED[0] in counts:
+        cells += product(ABLATIONS, NUM_LABELED[:1], splits)
     return cells
 
 
-def check(data, cells):
+def check(data_name, cells):
     """Raise UserError for a number of labels that cannot be drawn, or leaves too few images without."""
-    data_set = load_data(data)
-    for labels in {labels for _, labels, _ in cells}:
+    y = load_data(data_name).train_labels
+    for count in {count for _, count, _ in cells}:
         try:
-            _, unlabeled = labeled_split(data_set.train_labels, labels, torch.Generator(), data_set.num_classes)
+            hide_labels(y, count, torch.Generator())
         except ValueError as error:
             raise UserError(error) from error
-        needed = max(getattr(EVERY[method], "unlabeled_batch_size", 0) for method, n, _ in cells if n == labels)
-        if len(unlabeled) < needed:
-            raise UserError(f"{labels} labels leave {len(unlabeled)} images without, less than a batch of {needed}")
+        left = len(y) - count
+        needed = max(getattr(BY_KEY[method].method, "unlabeled_batch_size", 0) for method, n, _ in cells if n == count)
+        if left < needed:
+            raise UserError(f"{count} labels leave {left} images without, less than a batch of {needed}")
 
 
 def trained_m1(config, data, state):
@@ -126,29 +117,31 @@ def trained_m1(config, data, state):
     return m1
 
 
-def run(data, cells, num_workers, scheduler, results, state):
+def run(data_name, cells, num_workers, scheduler, results, state):
     """Run those `cells` that have no result yet; first, once, each M1 that they build on."""
-    jobs = {cell: job_of(data, *cell) for cell in cells}
+    jobs = {cell: job_of(data_name, *cell) for cell in cells}
     missing = missing_jobs(jobs.values(), results)
     if not missing:
         print(f"all {len(cells)} results are there")
         return
-    check(data, cells)
+    check(data_name, cells)
     with workers(num_workers, scheduler) as parallel:
         configs = {digest(job.config.m1): job.config.m1 for job in missing if job.config.m1}
-        m1s = {key: trained_m1(config, load_data(data), state / "ssl" / data) for key, config in configs.items()}
-        with_m1 = [job_of(data, *cell, job.config.m1 and m1s.get(digest(job.config.m1))) for cell, job in jobs.items()]
-        run_jobs(with_m1, parallel, results, state)
+        m1s = {None: None}
+        for key, config in configs.items():
+            m1s[key] = trained_m1(config, load_data(data_name), state / "ssl" / data_name)
+        keys = {cell: digest(job.config.m1) if job.config.m1 else None for cell, job in jobs.items()}
+        run_jobs([job_of(data_name, *cell, m1s.get(key)) for cell, key in keys.items()], parallel, results, state)
 
 
-def read_results(folder, names, splits=SPLITS):
-    """Return {method: {labels: [result, …]}} of a folder, methods in the order of `names`, splits in theirs.
+def read_results(folder, methods, splits=SPLITS):
+    """Return {method: {number of labels: [result, …]}} of a folder, in the order of `methods` and of `splits`.
 
     Raises UserError, with its path, for a file that is no result.
     """
-    results = sorted(map(load_result, folder.glob("*.json")), key=lambda result: (result["labels"], result["split"]))
-    found = {name: {} for name in names}
+    results = sorted(map(load_result, folder.glob("*.json")), key=lambda r: (r["num_labeled"], r["split"]))
+    found = {method: {} for method in methods}
     for result in results:
-        if result["method"] in names and result["split"] in splits:
-            found[result["method"]].setdefault(result["labels"], []).append(result)
-    return {name: by_labels for name, by_labels in found.items() if by_labels}
+        if result["method"] in found and result["split"] in splits:
+            found[result["method"]].setdefault(result["num_labeled"], []).append(result)
+    return {method: by_count for method, by_count in found.items() if by_count}

@@ -7,26 +7,21 @@ from pathlib import Path
 
 import torch
 
-from experiments.runner import MODEL, STATE, UserError, load_data
+from experiments import UserError
+from experiments.data import load_data
+from experiments.runner import MODEL, STATE
 from vae.data import binarize
 from vae.evaluation import error_rate, evaluate_mean
 from vae.models import VAE
 from vae.saving import WEIGHTS, load
 
 NOTEBOOKS = STATE / "notebooks"
-SOURCES = {
-    "m1-2d": NOTEBOOKS / "m1-2d.safetensors",
-    "m2-2d": NOTEBOOKS / "m2-2d.safetensors",
-    "m2-naive": NOTEBOOKS / "m2-naive.safetensors",
-    "m2-100": NOTEBOOKS / "m2-100.safetensors",
-    "m1m2-100": STATE / "ssl/mnist/m1m2-100-0" / MODEL,
-}
-WHAT = {
-    "m1-2d": "M1 with two latents: the plane of digits",
-    "m2-2d": "M2 with two latents, trained with every label: one style, ten digits",
-    "m2-naive": "M2 with 100 labels, trained as the equations say",
-    "m2-100": "M2 with 100 labels, trained in stages: the notebook's short run",
-    "m1m2-100": "M1+M2 with 100 labels, as the paper draws it",
+SOURCES = {  # where training left each model, and what it is
+    "m1-2d": (NOTEBOOKS / "m1-2d.safetensors", "M1 with two latents: the plane of digits"),
+    "m2-2d": (NOTEBOOKS / "m2-2d.safetensors", "M2 with two latents, trained with every label: one style, ten digits"),
+    "m2-naive": (NOTEBOOKS / "m2-naive.safetensors", "M2 with 100 labels, trained as the equations say"),
+    "m2-100": (NOTEBOOKS / "m2-100.safetensors", "M2 with 100 labels, trained in stages: the notebook's short run"),
+    "m1m2-100": (STATE / "ssl/mnist/m1m2-100-0" / MODEL, "M1+M2 with 100 labels, as the paper draws it"),
 }
 
 
@@ -43,15 +38,15 @@ def measure(model, data):
 
 def write(folder=WEIGHTS):
     """Write all of them to `folder`. UserError, with the command that trains it, where one is not trained yet."""
-    for name, path in SOURCES.items():
+    for name, (path, _) in SOURCES.items():
         if not path.exists():
             command = "make figures" if path.parent == NOTEBOOKS else "python -m experiments ssl --methods m1m2"
             raise UserError(f"{name} is not trained yet: there is no {path}; run {command} first")
     data = load_data("mnist")
-    for name, path in SOURCES.items():
+    for name, (path, what) in SOURCES.items():
         target = Path(folder) / f"{name}.safetensors"
         model = load(path).half().float()  # what the file will hold
-        about = {"what": WHAT[name], "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
+        about = {"what": what, "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
         about |= model.about | measure(model, data)
         if "curve" in about:  # of the comparison: validation errors
             about["history"] = [{"error": error} for error in about.pop("curve")]

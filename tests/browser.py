@@ -1,10 +1,8 @@
 """A headless Chromium that has the page open, driven by selenium; see `tests/test_page.py`."""
 
 import base64
-import re
 import shutil
 
-import torch
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 
@@ -49,10 +47,6 @@ class Page:
 
     def text(self, selector):
         return self.find(selector).text
-
-    def numbers(self, selector):
-        """Return the numbers that are shown there."""
-        return torch.tensor([float(n) for n in re.findall(r"-?\d+\.?\d*", self.text(selector).replace("−", "-"))])
 
     def draw(self, stroke):
         """Draw a line through points by the mouse, and return the page's answer."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from experiments.data import LOADERS, embedded_mnist, load_data
 from vae import datasets
 from vae.data import DataSet
 
@@ -44,7 +45,7 @@ def default_dtype():
 
 @pytest.fixture(scope="session")
 def embedded():
-    return datasets.embedded_mnist()
+    return embedded_mnist()
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +63,13 @@ def stripes():
 @pytest.fixture
 def add_data(monkeypatch):
     """A function that makes a data set known to jobs by its name."""
-    from experiments import runner
 
     def add(data):
-        monkeypatch.setitem(runner.LOADERS, data.name, lambda: data)
-        runner.load_data.cache_clear()
+        monkeypatch.setitem(LOADERS, data.name, lambda: data)
+        load_data.cache_clear()
 
     yield add
-    runner.load_data.cache_clear()
+    load_data.cache_clear()
 
 
 @pytest.fixture

@@ -6,37 +6,31 @@ from itertools import chain
 
 import pytest
 import torch
-from test_models import m1, m2, skipping, stacked
+from test_models import m1, m2, stacked
 from torch import nn
 
 from vae.conv import ConvNet, DeconvNet
-from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, dequantize, labeled_split
+from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, dequantize, hide_labels
 from vae.distributions import IndependentBernoulli
 from vae.evaluation import active_latents, elbo_terms, error_rate, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder, OptimalGaussianDecoder
 from vae.models import VAE, AutoEncoder
 from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.stacked import SkipSemiSupervisedVAE
-from vae.training import fit
+from vae.recipes import M1Recipe, train_m1
+from vae.training import Recipe, fit
 
 X, Y = torch.full((3, 6), 0.5), torch.zeros(3, dtype=torch.long)
 GENERATOR = torch.Generator()
 
 
-def models():
-    return m1(), m2(), stacked(), skipping()
-
-
 def doors():
     """Every function that takes images."""
-    vae, *others = models()
-    of_vae = vae, vae.elbo, vae.reconstruct, lambda x: vae.importance_weighted_bound(x, 2)
-    of_m2 = (others[0].reconstruct, *(model.features for model in others[1:]))
-    for model in others:
-        of_m2 += model.unlabeled_elbo, model.classify, model.label_posterior
-        of_m2 += (lambda x, model=model: model.labeled_elbo(x, Y[: len(x)]),)
+    vae, ssl, on_latents = m1(), m2(), stacked()
+    of_m1 = vae, vae.elbo, vae.reconstruct, lambda x: vae.importance_weighted_bound(x, 2)
+    of_m2 = ssl.reconstruct, ssl.unlabeled_elbo, lambda x: ssl.labeled_elbo(x, Y[: len(x)])
+    of_labels = ssl.classify, ssl.label_posterior, on_latents.classify, on_latents.label_posterior, on_latents.features
     evaluations = (lambda x: elbo_terms(vae, x), lambda x: log_likelihood(vae, x, 2), lambda x: active_latents(vae, x))
-    return *of_vae, *of_m2, *evaluations
+    return *of_m1, *of_m2, *of_labels, *evaluations
 
 
 @pytest.mark.parametrize(
@@ -65,20 +59,19 @@ def test_images_that_no_model_can_use_are_refused_by_every_function(x, remedy):
 
 
 def label_doors():
-    """Every function that takes the labels of X: first the bounds, then others that know of four classes, then not."""
-    _, *labeled = models()
-    known = [lambda y: DataSet("three", 4, X, Y, X, y, X, Y), lambda y: labeled_split(y, 3, GENERATOR, 4)]
-    unknown = [partial(error_rate, lambda x: Y, X), lambda y: SemiSupervisedBatches(X, y, X, 1, 1, GENERATOR)]
-    return [partial(model.labeled_elbo, X) for model in labeled], known, unknown
+    """Every function that takes labels of X: of four classes, of any number of them, and where −1 stands for none."""
+    known = [m2().labeled_elbo, lambda x, y: DataSet("three", 4, x, Y, x, y, x, Y)]
+    may_lack = [lambda x, y: hide_labels(y, 1, GENERATOR), lambda x, y: SemiSupervisedBatches(x, y, 1, 1, GENERATOR)]
+    return known, [partial(error_rate, lambda x: Y)], may_lack
 
 
-LONG = r"whole numbers in 0….*as of torch.as_tensor\(y\).long\(\), not "
+LONG = r"whole numbers in 0.*as of torch.as_tensor\(y\).long\(\), not "
 
 
 @pytest.mark.parametrize(
     ("y", "complaint"),
     [
-        *((Y.to(kind), f"{LONG}Tensor of {kind}") for kind in (torch.float32, torch.int32, torch.uint8, torch.bool)),
+        *((Y.to(kind), f"{LONG}Tensor of {kind}") for kind in (torch.float32, torch.uint8, torch.bool)),
         (Y.numpy(), LONG + "ndarray of int64"),
         (Y.tolist(), LONG + "list"),
         *((torch.zeros(s).long(), re.escape(f"not {s}: y.squeeze(1) of a col")) for s in [(3, 1), (4, 1), (1, 3)]),
@@ -88,28 +81,29 @@ LONG = r"whole numbers in 0….*as of torch.as_tensor\(y\).long\(\), not "
 def test_labels_of_another_kind_or_shape_are_refused_by_every_function(y, complaint):
     for door in chain(*label_doors()):
         with pytest.raises(ValueError, match=complaint):
-            door(y)
+            door(X, y)
 
 
 def test_labels_out_of_range_or_that_would_broadcast_by_accident_are_refused():
     """A column of as many labels as there are classes is not taken for all classes of each image."""
-    bounds, (data_set, split), unknown = label_doors()
+    known, unknown, may_lack = label_doors()
     for doors, y, complaint in (
-        ([*bounds, data_set, split], [0, 1, 4], "in 0…3, .*not 0…4"),
-        ([*bounds, data_set, *unknown], [-1, 0, 3], "not -1…3; rows without a label, −1, belong to the unlabeled ones"),
-        (bounds, [[0], [1], [3], [2]], r"not \(4, 1\)"),
-        (bounds, [0], r"not \(1,\)"),
-        (bounds, 0, r"not \(\)"),
+        (known, [0, 1, 4], "in 0…3, .*not 0…4"),
+        ([*known, *unknown], [-1, 0, 3], "not -1…3; −1, for no label, is for the rows to train on alone"),
+        (may_lack, [-2, 0, 3], "not -2…3"),
+        (known[:1], [[0], [1], [3], [2]], r"not \(4, 1\)"),
+        (known[:1], [0], r"not \(1,\)"),
+        (known[:1], 0, r"not \(\)"),
     ):
         for door in doors:
             with pytest.raises(ValueError, match=complaint):
-                door(torch.tensor(y))
-    assert all(bound(torch.arange(4).unsqueeze(1)).shape == (4, 3) for bound in bounds)
+                door(X, torch.tensor(y))
+    assert known[0](X, torch.arange(4).unsqueeze(1)).shape == (4, 3)
 
 
 def test_one_example_is_enough_where_no_spread_is_asked_for():
     vae, one = m1(), X[:1]
-    assert len(fit(lambda x: -vae.elbo(x).mean(), vae, Batches(one, 1, GENERATOR), epochs=1, lr=1e-3)) == 1
+    assert len(train_m1(vae, Batches(one, 1, GENERATOR), M1Recipe(epochs=1))) == 1
     assert torch.tensor(list(elbo_terms(vae, one).values())).isfinite().all()
 
 
@@ -119,11 +113,6 @@ def of_pixels(pixels):
 
 def auto_encoder():
     return AutoEncoder(nn.Linear(6, 2), BernoulliDecoder(2, 6, [5]))
-
-
-def skips(m1_of=skipping, num_classes=4):
-    model = skipping()
-    return SkipSemiSupervisedVAE(m1_of().m1, model.m2, model.active, Classifier(6, num_classes, [4]))
 
 
 of_real = partial(VAE, Encoder(6, 2, [5]), GaussianDecoder(2, 6, [5]))
@@ -140,8 +129,15 @@ REFUSED = {
     "a single class": (lambda: Classifier(6, 1, [5]), "num_classes = 1 must be at least 2"),
     "channels last": (lambda: Encoder((64, 60, 3), 2, [5], network=ConvNet), r"\(64, 60, 3\).*x.permute\(0, 3, 1, 2\)"),
     "the same": (lambda: BernoulliDecoder(2, (28, 28, 1), [5], network=DeconvNet), r"x.permute\(0, 3, 1, 2\)"),
-    "only labeled rows": (lambda: SemiSupervisedBatches(X, Y, X[:0], 1, 1, GENERATOR), "give the labeled rows .*, too"),
-    "labels hardly seen": (lambda: SemiSupervisedBatches(X, Y, X[:2], 1, 2, GENERATOR), "1 of 3 labels; take a sm"),
+    "labels for some classes": (lambda: hide_labels(Y[:2], 0, GENERATOR), "= 0 must be at least one for each of 1"),
+    "more labels than rows have": (lambda: hide_labels(Y, 4, GENERATOR), "at most the 3 rows that have a label"),
+    "a class without a row": (lambda: hide_labels(2 * Y + 2, 3, GENERATOR), r"no row has the label \[0, 1\]"),
+    "labels of no row": (lambda: SemiSupervisedBatches(X, Y - 1, 1, 1, GENERATOR), "between 1 and the 0 rows to draw"),
+    "no epochs": (lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(), epochs=0), AT_LEAST_1),
+    "an unknown schedule": (
+        lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(schedule="cosine"), epochs=1),
+        'schedule = .cosine. must be "one cycle" or "constant"',
+    ),
     "an auto-encoder without codes": (lambda: auto_encoder().sample(3), "by fit_codes first"),
     "the spread of one code": (lambda: auto_encoder().fit_codes(X[:1]), "at least two"),
     "the spread of one latent": (lambda: active_latents(m1(), X[:1]), "at least two"),
@@ -149,13 +145,10 @@ REFUSED = {
     "no samples in a bound": (lambda: m1().importance_weighted_bound(X, 0), AT_LEAST_1),
     "no samples": (lambda: log_likelihood(m1(), X, 0), AT_LEAST_1),
     "no chunks": (lambda: log_likelihood(m1(), X, 5, chunk_size=0), AT_LEAST_1),
-    "no epochs": (lambda: fit(None, m1(), Batches(X, 1, GENERATOR), epochs=0, lr=0.1), AT_LEAST_1),
     "a forgotten label": (lambda: Encoder(6, 2, [5], num_classes=3)(X), OF_LABELS),
     "an ignored label": (lambda: Encoder(6, 2, [5])(X, Y), OF_LABELS),
     "gradients in pixels": (lambda: of_pixels(X.clone().requires_grad_()), "no gradient in the pixels"),
     "one scale of all labels": (lambda: OptimalGaussianDecoder(2, 6, [7], 3), "num_classes = 3.*SharedGaussianDecoder"),
-    "skips without a label": (lambda: skips(stacked), "M1's decoder must take the label"),
-    "classifiers that disagree": (lambda: skips(num_classes=5), "5 classes of images, but M2 has 4"),
 }
 
 

@@ -10,10 +10,9 @@ import torch
 from torch.testing import assert_close
 
 from experiments import m1
-from experiments.m1 import GROUPS, RUNS, jobs, read_results, runs_of
+from experiments.m1 import RUNS, jobs, read_results
 from experiments.runner import MODEL, UserError, load_result, plain, run_job, shortened
 from vae import recipes
-from vae.datasets import load_mnist
 from vae.evaluation import active_latents
 from vae.saving import load
 
@@ -53,14 +52,9 @@ def test_a_run_says_how_good_its_model_is_and_keeps_it(run, name, stripes, tmp_p
     assert abs(valid - test) < 0.2 * abs(test) + 0.5
     assert abs(result["test_elbo"] - test) < 0.05 * abs(test) + 0.5  # another draw of the latents
     assert result["test_log_likelihood"] > test - 5 * result["standard_error"]
-    parts = result["terms"]
-    bound = parts["log_likelihood"] - parts["mutual_information"] - parts["kl_to_prior"]
-    assert result["test_elbo"] == pytest.approx(bound, abs=0.01)
     assert not toy or abs(result["truth"] + 2.79) < 0.05 > result["test_log_likelihood"] - result["truth"]
     _, _, test_rows, _ = m1._data(config)
-    vae = load(folder / MODEL)
-    assert vae.encoder.network.output.out_features == 2 * 4
-    assert len(active_latents(vae, test_rows)) == result["active_latents"]
+    assert len(active_latents(load(folder / MODEL), test_rows)) == result["active_latents"]
     assert {path.name for path in folder.iterdir()} == {MODEL, "log"}
 
 
@@ -76,7 +70,7 @@ def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes)
 
 def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_path):
     """The start is trained once; the weighted bound takes over from its parameters."""
-    first, changes = "precision-fp32-0", {"start": "precision-fp32-0", "recipe": {"iwae_samples": 5, "lr": 1e-8}}
+    first, changes = "mnist-50-0", {"recipe": {"iwae_samples": 5, "lr": 1e-8}}
     before, result, model = run(first), tmp_path / f"m1/{first}.json", tmp_path / f"state/m1/{first}" / MODEL
     started = load(model).state_dict()
     run("mnist-50-iwae-0", **changes)
@@ -86,36 +80,18 @@ def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_
     assert run(first) | {"cpu_minutes": 0} == before | {"cpu_minutes": 0}
 
 
-def test_a_run_that_diverges_says_so_and_keeps_its_curve_and_no_model(run, tmp_path, monkeypatch):
-    result, fit = run("variance-free-0", recipe={"lr": 1e6}), recipes.fit
-    assert "not finite" in result["diverged"] or "became" in result["diverged"]
+def test_a_run_that_diverges_says_so_and_keeps_no_model(run, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise FloatingPointError("it became nan")
+
+    monkeypatch.setattr(recipes, "fit", fail)
+    result = run("mnist-50-0")
+    assert (result["diverged"], result["curve"]) == ("it became nan", [])
     assert "test_elbo" not in result
-    assert result["curve"] == []
-    assert not any((tmp_path / "state").rglob("*.pt"))
-
-    def second_stage_fails(*arguments, name, **options):
-        if name == "M1 iwae":
-            raise FloatingPointError("it became nan")
-        return fit(*arguments, name=name, **options)
-
-    monkeypatch.setattr(recipes, "fit", second_stage_fails)
-    result = run("mnist-50-0", recipe={"iwae_epochs": 1, "iwae_samples": 2})
-    assert (result["diverged"], len(result["curve"]), result["updates"]) == ("it became nan", 1, 240 // 40)
+    assert {path.name for path in (tmp_path / "state/m1/mnist-50-0").iterdir()} == {"log"}
 
 
-def test_cpu_minutes_are_those_of_all_epochs_once(run, monkeypatch):
-    def fit(*arguments, evaluate, epochs, **options):
-        return [{"loss": 1.0, "cpu_seconds": 30.0 * (n + 1)} | evaluate() for n in range(epochs)]
-
-    monkeypatch.setattr(recipes, "fit", fit)
-    assert run("latents-3", epochs=3)["cpu_minutes"] == 3
-
-
-def test_every_run_can_be_built_and_named_and_a_missing_result_is_asked_for(tmp_path):
-    for name, config in RUNS.items():
-        assert config.build((1, 28, 28)).encoder.z_dim == config.z_dim, name
-        assert runs_of(name) == [name]
-    assert sum(len(runs_of(group)) for group in GROUPS) == len(RUNS)
+def test_a_missing_result_is_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"\['latents-3'\].*python -m experiments m1 latents-3"):
         read_results("latents-3", tmp_path)
 
@@ -126,10 +102,3 @@ def test_committed_results_are_of_todays_settings():
         assert result["data"] == RUNS[result["name"]].data and result.keys() >= {"versions", "updates"}
         assert result["diverged"] or math.isfinite(result["test_elbo"])
         assert result["diverged"] or result["test_elbo"] < result["test_log_likelihood"] + 5 * result["standard_error"]
-
-
-@pytest.mark.full_mnist
-def test_committed_results_are_of_mnist():
-    of_ssl = (Path(__file__).parent.parent / "results/ssl/mnist").glob("*.json")
-    found = {(result["data"], result["data_checksum"]) for result in map(load_result, (*COMMITTED, *of_ssl))}
-    assert found == {("mnist", load_mnist().checksum), (m1.TOY, None)}

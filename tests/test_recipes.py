@@ -6,64 +6,68 @@ from functools import partial
 
 import pytest
 import torch
-from test_models import seeded
 from torch import nn
 from torch.distributions import kl_divergence
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from vae import recipes
 from vae.checkpoint import OtherRunError
 from vae.conv import ConvNet
-from vae.data import Batches, SemiSupervisedBatches, binarize
-from vae.marginalization import marginalize_topk
-from vae.models import VAE, SemiSupervisedVAE
-from vae.networks import MLP, BernoulliDecoder, Classifier, Encoder
-from vae.recipes import LabelsRecipe, M1M2Recipe, M1Recipe, M2Recipe
-from vae.training import fit
+from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, binarize
+from vae.evaluation import error_rate
+from vae.marginalization import marginalize, marginalize_topk
+from vae.networks import MLP, Classifier, Encoder
+from vae.recipes import LabelsRecipe, M1Recipe, M2Recipe, build_m1, build_m1m2, build_m2
+from vae.training import Recipe, fit
 
-SHAPE, PARTS = (1, 4, 6), ("weight", "bias")
-QUICK = M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3, linear_probe=False)
-JOINT = M1M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3, joint_epochs=1, joint_lr=1e-4)
+SHAPE = (1, 4, 6)
+QUICK = M2Recipe(label_epochs=1, frozen_epochs=1, unfrozen_epochs=1, lr=1e-3)
+
+
+def seeded(function, *arguments):
+    torch.manual_seed(1)
+    return function(*arguments)
+
+
+def new_m2(num_classes=3, hidden_dims=(20,), **options):
+    return build_m2(SHAPE, num_classes, 2, hidden_dims, **options)
 
 
 @pytest.fixture
 def m1():
     """Untrained, but its latents tell images apart."""
-    m1 = VAE(Encoder(SHAPE, 3, (20,)), BernoulliDecoder(3, SHAPE, (20,)))
+    m1 = build_m1(SHAPE, 3, (20,))
     nn.init.normal_(m1.encoder.network.output.weight)
     return m1
 
 
-def new_m2(num_classes=3, hidden_dims=(20,)):
-    encoder = Encoder(SHAPE, 2, hidden_dims, num_classes)
-    decoder = BernoulliDecoder(2, SHAPE, hidden_dims, num_classes)
-    return SemiSupervisedVAE(encoder, decoder, Classifier(SHAPE, num_classes, (20,)))
-
-
 @pytest.fixture
 def both_kinds(stripes):
-    """A function that returns batches with 12 labels, 6 in a batch, and 228 rows without, 40 in a batch."""
+    """A function that returns batches of 240 rows, 12 with their label, 6 in a batch, and 40 of those without."""
 
-    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3, first_label=0):
-        labels, generator = (first_label + torch.arange(12)) % num_classes, torch.Generator().manual_seed(0)
-        return SemiSupervisedBatches(rows[:12], labels, rows[12:], 6, 40, generator, transform)
+    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3, first_label=0, num_labeled=12):
+        number = torch.arange(len(rows))
+        y = ((first_label + number) % num_classes).where(number < num_labeled, NO_LABEL)
+        return SemiSupervisedBatches(rows, y, 6, 40, torch.Generator().manual_seed(0), transform)
 
     return both_kinds
 
 
 @pytest.fixture
 def watch(monkeypatch):
-    """A function that makes `fit` note for each stage what it minimizes, its rate, and what moves of a module."""
+    """A function that makes `fit` note for each stage what it minimizes, and which layers of a module move."""
 
     def watch(module):
         stages, fit = {}, recipes.fit
 
-        def noting(loss, learner, batches, *, name, lr, **options):
+        def noting(loss, *arguments, name, before_epoch=None, **options):
             before = {key: p.clone() for key, p in module.named_parameters()}
-            history = fit(loss, learner, batches, name=name, lr=lr, **options)
-            moved = {key for key, p in module.named_parameters() if not torch.equal(p, before[key])}
-            stages[name] = {"loss": loss, "lr": lr, "moved": moved, "networks": {k.partition(".net")[0] for k in moved}}
-            stages[name]["before_epoch"] = options["before_epoch"]
+            history = fit(loss, *arguments, name=name, before_epoch=before_epoch, **options)
+            moved = {key.rpartition(".")[0] for key, p in module.named_parameters() if not torch.equal(p, before[key])}
+            parts = {key.partition(".net")[0] for key in moved}
+            stages[name] = {"loss": loss, "before_epoch": before_epoch, "moved": moved, "parts": parts}
             return history
 
         monkeypatch.setattr(recipes, "fit", noting)
@@ -87,12 +91,11 @@ def test_m1_learns_from_its_bound_the_divergence_in_even_steps_at_first_then_fro
 def test_the_classifier_of_m2_learns_labels_is_frozen_then_learns_with_the_rest(watch, both_kinds, tmp_path):
     """After each epoch the model is evaluated; a stage without epochs is left out; each is kept in a file."""
     stages, epochs = watch(m2 := new_m2()), iter(range(9))
-    recipe = replace(QUICK, unfrozen_epochs=3)
-    history = recipes.train_m2(m2, both_kinds(), recipe, tmp_path, lambda: {"number": next(epochs)})
+    options = {"folder": tmp_path, "evaluate": lambda: {"number": next(epochs)}}
+    history = recipes.train_m2(m2, both_kinds(), replace(QUICK, unfrozen_epochs=3), **options)
     everything = {"encoder", "decoder", "classifier"}
     expected = {"labels": {"classifier"}, "frozen": everything - {"classifier"}, "unfrozen": everything}
-    assert {name: stage["networks"] for name, stage in stages.items()} == expected
-    assert {stage["lr"] for stage in stages.values()} == {1e-3}
+    assert {name: stage["parts"] for name, stage in stages.items()} == expected
     assert all(p.requires_grad for p in m2.parameters())
     assert [epoch["number"] for epoch in history] == [0, 1, 2, 3, 4]
     assert {path.stem for path in tmp_path.iterdir()} == expected.keys()
@@ -101,49 +104,21 @@ def test_the_classifier_of_m2_learns_labels_is_frozen_then_learns_with_the_rest(
     assert list(stages) == ["labels", "unfrozen"]
 
 
-@pytest.mark.parametrize("skips", [False, True])
-def test_m1m2_trains_m2_on_fixed_latents_then_everything_on_images(skips, m1, stripes, both_kinds, watch):
-    """With skips, the classifier of images learns its last layer first, and that of latents is left behind."""
-    before, images = copy.deepcopy(m1.state_dict()), stripes.train_images
-    model = stacked = recipes.build_m1m2(m1, images, 3, 2, (20,))
-    if skips:
-        model = recipes.add_skips(stacked, Classifier(SHAPE, 3, (20,)))
-    stages = watch(nn.ModuleDict({"stacked": stacked, "model": model}))
-    features, recipe = both_kinds(model.features(images), model.draw), replace(JOINT, probe_epochs=int(skips))
-    assert len(recipes.train_m1m2(model, stacked.m2, features, both_kinds(), recipe)) == len(stages) == 4 + skips
-    m2 = {"stacked.m2.encoder", "stacked.m2.decoder"}
-    of_m1 = {"stacked.m1.encoder", "model.m1.decoder" if skips else "stacked.m1.decoder"}
-    of_latents, of_images = {"stacked.m2.classifier"}, {"model.classifier"} if skips else {"stacked.m2.classifier"}
-    expected = {"labels": of_latents, "frozen": m2, "unfrozen": m2 | of_latents, "joint": m2 | of_m1 | of_images}
-    expected |= {"probe": of_images} if skips else {}
-    assert {name: stage["networks"] for name, stage in stages.items()} == expected
-    assert [stage["lr"] for stage in stages.values()] == [1e-3] * (len(stages) - 1) + [1e-4]
-    assert not skips or stages["probe"]["moved"] == {f"model.classifier.network.output.{part}" for part in PARTS}
-    assert_close(m1.state_dict(), before, rtol=0, atol=0)  # what was trained was a copy
-    model.train()
-    recipes.train_m1m2(model, stacked.m2, features, both_kinds(), replace(recipe, probe_epochs=0, joint_epochs=0))
-    assert not any(module.training for module in model.modules())
+@pytest.mark.parametrize("from_encoder", [False, True])
+def test_labels_train_all_layers_or_those_on_an_encoders_the_last_alone(from_encoder, m1, watch, both_kinds):
+    m2, layers = new_m2(m1=m1 if from_encoder else None), ["output"] if from_encoder else ["input", "output"]
+    stages = watch(m2.classifier)
+    for train in (
+        lambda: recipes.train_on_labels(m2.classifier, both_kinds(), LabelsRecipe(epochs=1)),
+        lambda: recipes.train_m2(m2, both_kinds(), QUICK),
+    ):
+        train()
+        assert stages["labels"]["moved"] == {f"network.{layer}" for layer in layers}
+    x, y, _ = batch = next(iter(both_kinds()))
+    assert_close(stages["labels"]["loss"](batch), cross_entropy(m2.classifier(x).logits, y))
 
 
-def test_without_skips_no_classifier_of_images_can_be_probed(m1, stripes, both_kinds):
-    stacked = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
-    with pytest.raises(ValueError, match="probe_epochs = 1"):
-        recipes.train_m1m2(stacked, stacked.m2, both_kinds(), both_kinds(), replace(JOINT, probe_epochs=1))
-
-
-@pytest.mark.parametrize("linear_probe", [False, True])
-def test_labels_train_all_layers_or_as_a_linear_probe_the_last_alone(linear_probe, watch, both_kinds):
-    classifier, m2, probe = Classifier(SHAPE, 3, (20,)), new_m2(), {"linear_probe": linear_probe}
-    stages, moved = watch(nn.ModuleList([classifier, m2.classifier])), []
-    recipes.train_on_labels(classifier, both_kinds(), LabelsRecipe(epochs=1, **probe))
-    moved.append(stages["labels"]["moved"])
-    recipes.train_m2(m2, both_kinds(), replace(QUICK, **probe))
-    moved.append(stages["labels"]["moved"])
-    layers = ["output"] if linear_probe else ["input", "output"]
-    assert moved == [{f"{n}.network.{layer}.{part}" for layer in layers for part in PARTS} for n in (0, 1)]
-
-
-@pytest.mark.parametrize("topk", [1, 2])
+@pytest.mark.parametrize("topk", [None, 1, 2])
 def test_the_loss_weighs_labels_by_alpha_for_each_image_of_the_whole_data_set(topk, both_kinds):
     """In value and in gradient; the batch sizes, 6 and 40, say nothing of the 12 images with and 228 without label."""
     m2, batches = new_m2(), both_kinds()
@@ -153,9 +128,8 @@ def test_the_loss_weighs_labels_by_alpha_for_each_image_of_the_whole_data_set(to
         seeded(recipes.m2_loss(m2, batches, replace(QUICK, alpha_per_image=alpha, topk=topk)), batch)
         for alpha in (0, 0.7)
     )
-    labeled, unlabeled = seeded(
-        lambda: (m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, partial(marginalize_topk, k=topk)))
-    )
+    in_sum = partial(marginalize_topk, k=topk) if topk else marginalize
+    labeled, unlabeled = seeded(lambda: (m2.labeled_elbo(x, y), m2.unlabeled_elbo(x_unlabeled, in_sum)))
     assert_close(without, -(12 * labeled.mean() + 228 * unlabeled.mean()) / 240)
     of_labels, difference = -0.7 * m2.classifier(x).log_prob(y).mean(), weighed - without
     assert_close(difference, of_labels, atol=1e-5, rtol=1e-4)
@@ -163,31 +137,38 @@ def test_the_loss_weighs_labels_by_alpha_for_each_image_of_the_whole_data_set(to
     assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("topk", "bf16"), [(1, False), (2, True), (3, False)])
-def test_as_many_labels_are_summed_as_the_recipe_says_in_its_precision(topk, bf16, both_kinds):
-    """And one label is drawn for all the others."""
-    m2, seen = new_m2(num_classes=4), set()
-    m2.decoder.network.label_embedding.register_forward_pre_hook(lambda _, arguments: seen.add(arguments[0].shape))
-    m2.decoder.network.output.register_forward_hook(lambda layer, x, output: seen.add(output.dtype))
-    recipes.train_m2(m2, both_kinds(num_classes=4), replace(QUICK, topk=topk, bf16=bf16))
-    assert seen == {(6,), (topk + 1, 40), torch.bfloat16 if bf16 else torch.float32}
+@pytest.mark.parametrize("bf16", [False, True])
+def test_layers_compute_in_the_recipes_precision_and_densities_in_float32(bf16, both_kinds):
+    m2, seen = new_m2(), []
+    for module in (m2.decoder.network.output, m2.decoder.network):
+        module.register_forward_hook(lambda module, x, output: seen.append(output.dtype))
+    recipes.train_m2(m2, both_kinds(), replace(QUICK, bf16=bf16))
+    assert set(seen[::2]) == {torch.bfloat16 if bf16 else torch.float32}
+    assert set(seen[1::2]) == {torch.float32}
 
 
-def test_labels_and_topk_that_do_not_suit_the_number_of_classes_are_refused_before_any_stage(both_kinds, m1, watch):
-    m2, stacked = new_m2(), recipes.build_m1m2(m1, both_kinds().unlabeled_rows, 3, 2, (20,))
-    stages = watch(m2)
-    for topk, num_classes, complaint in (
-        (3, 3, "topk = 3 must lie in 1…2, where the last sums over all labels exactly"),
-        (0, 3, "topk = 0 must lie in 1…2"),
-        (1, 4, "labels must be whole numbers in 0…2.* not 0…3"),
+def test_m2_with_a_label_for_every_row_learns_to_classify(both_kinds, stripes):
+    m2, batches = new_m2(), both_kinds(num_labeled=240)
+    history = recipes.train_m2(m2, batches, replace(QUICK, label_epochs=0, frozen_epochs=0, lr=1e-2), verbose=False)
+    assert history[0]["updates"] == 240 // 6
+    assert m2.labeled_elbo(*stripes.part("test")).isfinite().all()
+    assert error_rate(m2.classify, *stripes.part("test")) < 30  # as good as can be: one of seven shows another class
+
+
+def test_what_does_not_suit_the_model_is_refused_before_any_stage(both_kinds, watch):
+    m2 = new_m2()
+    stages, loader = watch(m2), DataLoader(torch.rand(9, *SHAPE), 3)
+    for batches, topk, complaint in (
+        (both_kinds(), 3, "topk = 3 must lie in 1…2, where the last sums over all labels exactly"),
+        (both_kinds(), 0, "topk = 0 must lie in 1…2"),
+        (both_kinds(num_classes=4), 1, "labels must be whole numbers in 0…2.* not 0…3"),
+        (loader, 1, "^batches must be SemiSupervisedBatches of vae.data, not a DataLoader$"),
     ):
-        batches = both_kinds(num_classes=num_classes)
         with pytest.raises(ValueError, match=complaint):
             recipes.train_m2(m2, batches, replace(QUICK, topk=topk))
-        with pytest.raises(ValueError, match=complaint):
-            recipes.train_m1m2(stacked, stacked.m2, batches, batches, replace(JOINT, topk=topk))
-    with pytest.raises(ValueError, match=complaint):
-        recipes.train_on_labels(m2.classifier, batches, LabelsRecipe())
+        if topk == 1:
+            with pytest.raises(ValueError, match=complaint):
+                recipes.train_on_labels(m2.classifier, batches, LabelsRecipe())
     assert not stages
 
 
@@ -203,17 +184,8 @@ def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
         return Batches(stripes.train_images, 40, torch.Generator().manual_seed(0), binarize)
 
     seeded(recipes.train_m1, m1, batches(), M1Recipe(epochs=2, weight_prior=12))
-    seeded(partial(fit, epochs=2, lr=M1Recipe().lr), loss, reference, batches())
+    seeded(partial(fit, epochs=2), loss, reference, batches(), Recipe(lr=M1Recipe().lr))
     assert_close(m1.state_dict(), reference.state_dict())
-
-
-def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
-    stacked = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
-    model = recipes.add_skips(stacked, Classifier(SHAPE, 3, (20,)))
-    z, y = torch.randn(9, m1.encoder.z_dim), torch.arange(9) % 3
-    assert torch.equal(model.decode(z, y).mean, m1.decoder(z).mean)
-    model.decode(z, y).mean.sum().backward()
-    assert model.m1.decoder.network.label_embedding.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -221,7 +193,8 @@ def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
     [
         ({}, ["labels", "frozen", "unfrozen"]),
         ({"seed": 1}, []),
-        ({"labels": 1}, []),
+        ({"first_label": 1}, []),
+        ({"num_labeled": 18}, []),
         ({"hidden_dims": (19,)}, []),
         ({"label_scale": 3}, ["labels"]),  # encoder and decoder only learn later
         ({"alpha_per_image": 0.1}, ["labels"]),
@@ -234,11 +207,11 @@ def test_skips_change_nothing_at_first_and_their_label_then_learns(m1, stripes):
 def test_a_stage_is_taken_from_its_checkpoint_only_if_it_would_compute_the_same(
     change, taken, both_kinds, tmp_path, capsys
 ):
-    def run(folder, *, seed=0, labels=0, label_scale=0.1, hidden_dims=(20,), **changes):
+    def run(folder, *, seed=0, label_scale=0.1, hidden_dims=(20,), first_label=0, num_labeled=12, **changes):
         torch.manual_seed(seed)
-        m2 = recipes.init_label_embeddings(new_m2(hidden_dims=hidden_dims), label_scale)
-        batches = both_kinds(first_label=labels)
-        recipes.train_m2(m2, batches, replace(QUICK, **changes), folder)
+        m2 = new_m2(hidden_dims=hidden_dims, label_scale=label_scale)
+        batches = both_kinds(first_label=first_label, num_labeled=num_labeled)
+        recipes.train_m2(m2, batches, replace(QUICK, **changes), folder=folder)
         return m2.state_dict()
 
     run(tmp_path)
@@ -248,7 +221,7 @@ def test_a_stage_is_taken_from_its_checkpoint_only_if_it_would_compute_the_same(
     assert [line.partition(":")[0] for line in told if "not trained" in line] == taken
     assert sum("training anew" in line for line in told) == 3 - len(taken)
     with pytest.raises(OtherRunError, match=r"labels\.pt is of another run: .*; delete it to start over"):
-        recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, lr=0.1), tmp_path, strict=True)
+        recipes.train_m2(new_m2(), both_kinds(), replace(QUICK, lr=0.1), folder=tmp_path, strict=True)
 
 
 @pytest.mark.parametrize("network", [partial(MLP, activation=nn.SiLU), partial(ConvNet, channels=(2,))])
@@ -262,24 +235,30 @@ def test_a_classifier_from_an_encoder_has_a_copy_of_its_layers_and_a_last_one_of
     assert_close(*hidden)
     assert classifier(x).probs.shape == (len(x), 5)
     assert all(p.grad is None for p in encoder.parameters())
+    assert classifier.new_layers is classifier.network.output
+    assert (fresh := Classifier(SHAPE, 5, (20,))).new_layers is fresh
 
 
-def test_parameters_start_at_their_scale_and_only_active_latents_are_described(m1, stripes):
+def embeddings(m2):
+    """Return the standard deviation of the label embeddings of M2: how visible y is decides whether M2 ever uses it."""
+    return torch.cat([network.network.label_embedding.weight for network in (m2.encoder, m2.decoder)]).std().item()
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [({}, 3), ({"label_scale": 0.3}, 0.3), ({"init_scale": 0.1}, 3), ({"label_scale": None}, 1)],
+)
+def test_label_embeddings_start_at_their_scale_however_the_rest_does(options, scale):
+    assert embeddings(new_m2(500, **options)) == pytest.approx(scale, rel=0.05)
+
+
+def test_m2_on_latents_starts_near_zero_and_describes_the_active_ones_alone(m1, stripes):
     m1.encoder.network.output.weight.data[1] = 0  # the second of three latents says nothing
-    stacked = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=0.3)
-    assert stacked.active.tolist() == [0, 2]
-    parameters = torch.cat([p.flatten() for p in stacked.m2.parameters()])
-    assert parameters.std().item() == pytest.approx(0.3, rel=0.05)
-    assert parameters.mean().item() == pytest.approx(0, abs=0.01)
-    # As visible as it is where torch starts decides whether M2 ever uses y.
-    as_torch_does = recipes.build_m1m2(m1, stripes.train_images, 500, 2, (20,), init_scale=None).m2
-    assert as_torch_does.decoder.network.label_embedding.weight.std().item() == pytest.approx(1, rel=0.05)
-    smooth = recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,), network=partial(MLP, activation=nn.SiLU)).m2
-    for part in (smooth.encoder, smooth.decoder, smooth.classifier):
-        assert part.network.hidden[0](torch.tensor(-1.0)) < 0  # which a ReLU makes 0
-    m2 = recipes.init_label_embeddings(new_m2(num_classes=500), 0.3)
-    for network in (m2.encoder, m2.decoder):
-        assert network.network.label_embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    of_latents = partial(build_m1m2, m1, stripes.train_images, 500, 2, (20,))
+    assert of_latents().active.tolist() == [0, 2]
+    assert of_latents().m1 is not m1
+    assert torch.cat([p.flatten() for p in of_latents().m2.parameters()]).std().item() == pytest.approx(1e-3, rel=0.05)
+    assert embeddings(of_latents(init_scale=None).m2) == pytest.approx(1, rel=0.05)
     nn.init.zeros_(m1.encoder.network.output.weight)
     with pytest.raises(ValueError, match="train it longer"):
-        recipes.build_m1m2(m1, stripes.train_images, 3, 2, (20,))
+        of_latents()

@@ -1,35 +1,51 @@
 """Jobs and the files of all programs: skipped, waited for, killed, damaged, swapped, shared, or on a full disk."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
 import re
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from experiments import runner
-from experiments.methods import METHODS
-from experiments.runner import MODEL, Job, UserError, digest, load_result, run_job
+from experiments.runner import MODEL, Job, UserError, load_result, run_job
 from experiments.ssl import read_results
-from tests.stress import contents
 from vae.checkpoint import load_state
 from vae.data import Batches
-from vae.datasets import DataNotFoundError, load_mnist
 from vae.networks import MLP
 from vae.recipes import M1Recipe
 from vae.saving import load
-from vae.training import fit
+from vae.training import Recipe, fit
 
 ROOT = Path(__file__).parent.parent
 FORK = multiprocessing.get_context("fork")
+
+
+def read(path):
+    """Return all that a file holds but times, in a form that can be compared; fail if it is not whole."""
+    if path.suffix == ".json":
+        return runner.load_result(path) | {"cpu_minutes": 0}
+    if path.suffix == ".pt":
+        leaves, structure = tree_flatten(state := load_state(path))
+        seconds = [epoch["cpu_seconds"] for epoch in state.get("history", ())]
+        plain = [leaf.tolist() if torch.is_tensor(leaf) else leaf for leaf in leaves]
+        return structure, [leaf for leaf in plain if leaf not in seconds]
+    if path.suffix == ".safetensors":
+        return {name: tensor.tolist() for name, tensor in load(path).state_dict().items()}
+    return path.read_bytes()  # a notebook or a figure
+
+
+def contents(folder):
+    """Read every file that a program would read."""
+    files = (path for path in folder.rglob("*") if path.suffix in (".json", ".pt", ".safetensors", ".png", ".ipynb"))
+    return {str(path.relative_to(folder)): read(path) for path in files if not path.name.startswith(".")}
 
 
 def job(compute, path="group/job", model=None, **settings):
@@ -78,16 +94,17 @@ def test_a_look_at_the_processor_draws_no_number():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def train(checkpoint, **options):
+def train(folder, epochs=3, width=6, **options):
+    """Train for four steps an epoch; the file takes 300 bytes or, of another width, 3 MB."""
     torch.manual_seed(0)
-    model, batches = nn.Linear(6, 4), Batches(torch.rand(20, 6), 5, torch.Generator().manual_seed(0))
-    fit(lambda x: model(x).square().mean(), model, batches, epochs=3, lr=0.1, checkpoint=checkpoint, **options)
+    model, batches = nn.Linear(6, width), Batches(torch.rand(20, 6), 5, torch.Generator().manual_seed(0))
+    fit(lambda x: model(x).square().mean(), model, batches, Recipe(), epochs=epochs, folder=folder, **options)
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_refused_or_changes_nothing(tmp_path):
     """Of 100 files, each with another bit flipped anywhere, many are refused and none is read as another state."""
     path, refused, rng = tmp_path / "run.pt", 0, random.Random(0)
-    train(path)
+    train(tmp_path)
     whole, content = contents(tmp_path), path.read_bytes()
     for _ in range(100):
         flipped = bytearray(content)
@@ -133,7 +150,7 @@ def disk(request, tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_cannot_be_written_to_keeps_what_is_there_and_the_error_says_what_to_do(disk, offline, monkeypatch):
+def test_a_disk_that_cannot_be_written_to_keeps_what_is_there_and_the_error_says_what_to_do(disk):
     folder, spoil = disk
     run_job(job(lambda folder: 1, "first"), folder / "results", folder / "state")
     epochs = []
@@ -144,125 +161,33 @@ def test_a_disk_that_cannot_be_written_to_keeps_what_is_there_and_the_error_says
             spoil()
         return {}
 
-    writes = {  # what fails in PyTorch, over an old file and in a new folder
-        "run.pt": lambda path: train(path, evaluate=evaluate),
-        "results/first.json": lambda path: runner.write_result({"answer": "2" * 9999}, path),
-        "new folder/first.json": lambda path: runner.write_result({"answer": "2" * 9999}, path),
-    }
-    for name, write in writes.items():
-        path = folder / name
+    for path, write in (
+        (folder / "run.pt", lambda: train(folder, evaluate=evaluate)),
+        (folder / "new/first.json", lambda: runner.write_result({"answer": "2" * 9999}, folder / "new/first.json")),
+    ):
         with pytest.raises(OSError, match=f"{re.escape(str(path))} could not be written and is as it was.*free some"):
-            write(path)
-    with pytest.raises(OSError, match=r"No space left|Read-only"):
-        run_job(job(lambda folder: print("0123456789" * 999), "second"), folder / "results", folder / "state")
-
-    def download(root, download):
-        Path(root, "train-images-idx3-ubyte.gz").write_bytes(bytes(9999))
-
-    monkeypatch.setattr("torchvision.datasets.MNIST", download)
-    with pytest.raises(DataNotFoundError, match=r"(?s)(No space left|Read-only).*Copy the four files"):
-        load_mnist(folder)
+            write()
     assert len(load_state(folder / "run.pt")["history"]) == 1
     assert load_result(folder / "results/first.json")["answer"] == 1
-    assert not list(folder.rglob("*.part")) + list(folder.rglob("train-images*"))
+    assert not list(folder.rglob("*.part"))
 
 
-def test_two_programs_share_a_folder_and_no_job_is_done_twice(tmp_path):
-    """Both find all results, and of every job there is one line in the log of who did it."""
-    names = [f"job-{number}" for number in range(8)]
+@pytest.mark.parametrize("backend", ["processes", pytest.param("dask", marks=pytest.mark.dask)])
+def test_jobs_run_in_other_processes_or_on_dask_and_none_that_is_there_again(backend, tmp_path, capsys):
+    jobs, address = [job(lambda folder: os.getpid(), f"job-{number}") for number in range(4)], None
+    with contextlib.ExitStack() as stack:
+        if backend == "dask":
+            import distributed  # which need not be there otherwise
 
-    def compute(folder):
-        (folder / "half.pt").write_text("half a run")
-        time.sleep(0.02)
-        with open(tmp_path / "done", "a") as log:
-            log.write(f"{folder.name}\n")
-        return folder.name
-
-    def work(number):
-        for name in names[::-1] if number else names:
-            assert run_job(job(compute, name), tmp_path / "r", tmp_path / "s")[1]["answer"] == name
-
-    processes = [FORK.Process(target=work, args=(number,)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert sorted((tmp_path / "done").read_text().split()) == names
-    assert sorted(os.listdir(tmp_path / "r")) == [f"{name}.json" for name in names]
-    assert sorted(os.listdir(tmp_path / "s")) == [*names, "locks"]
-    assert not list(tmp_path.rglob("*.pt"))
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_leave_no_broken_file_and_exact_resume():
-    command = [sys.executable, "-m", "tests.stress", "--kills", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "6 kills: no broken file" in done.stdout
-
-
-STATE, RESULTS = "preview/smoke/checkpoints", "preview/smoke/results/ssl/mnist"
-
-
-def start(folder, *more):
-    """Start a comparison of four cells in `folder`, in one thread: M1's last digits depend on how many there are."""
-    environment = os.environ | {"VAE_SMOKE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments", "ssl", "--methods", "mlp", "m2", "--labels", "100"]
-    return subprocess.Popen(
-        [*command, "--splits", "0", "1", *more], cwd=folder, env=environment, start_new_session=True
-    )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """What a comparison leaves that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("reference")
-    assert start(folder, "--jobs", "1").wait(300) == 0
-    return contents(folder)
-
-
-@pytest.fixture(params=["processes", pytest.param("dask", marks=pytest.mark.dask)])
-def backend(request, monkeypatch, tmp_path_factory):
-    """Arguments that choose where it runs: two processes, or two Dask workers, started as docs/cluster.md says."""
-    if request.param == "processes":
-        yield ["--jobs", "2"]
-        return
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv("VAE_SMOKE", "1")
-    folder = tmp_path_factory.mktemp("dask")
-    at = ["--scheduler-file", folder / "scheduler.json", "--no-dashboard"]
-    scheduler = ["scheduler", *at, "--host", "127.0.0.1", "--port", "0"]
-    worker = ["worker", *at, "--nworkers", "2", "--nthreads", "1", "--local-directory", folder]
-    programs = [subprocess.Popen([sys.executable, "-m", "dask", *command], cwd=ROOT) for command in (scheduler, worker)]
-    while not (folder / "scheduler.json").exists():
-        assert programs[0].poll() is None, "the scheduler ended"
-        time.sleep(0.05)
-    yield ["--scheduler", json.loads((folder / "scheduler.json").read_text())["address"]]
-    for program in reversed(programs):
-        program.terminate()
-        program.wait(60)
-
-
-def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
-    """Of the process, not of its workers, in the middle of training; nothing that is finished is repeated."""
-    process, deadline = start(tmp_path, *backend), time.monotonic() + 300
-    while not any(tmp_path.glob(f"{STATE}/ssl/mnist/m2-100-*/frozen.pt")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / RESULTS).glob("*.json")}
-    assert start(tmp_path, *backend).wait(300) == 0
-    left = contents(tmp_path)
-    assert left.keys() == reference.keys()
-    assert not [path for path in left if left[path] != reference[path]]
-    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
-    expected = {f"{RESULTS}/{method}-100-{split}.json" for method in ("mlp", "m2") for split in (0, 1)}
-    expected |= {f"{STATE}/ssl/mnist/{method}-100-{split}/{MODEL}" for method in ("mlp", "m2") for split in (0, 1)}
-    m1 = digest(METHODS["m2"].smoke().m1)
-    assert left.keys() == expected | {f"{STATE}/ssl/mnist/m1/{m1}/M1.pt"}
+            cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(cluster).scheduler_address
+        parallel = stack.enter_context(runner.workers(2, address))
+        for some in (jobs[:2], jobs, jobs):
+            runner.run_jobs(some, parallel, tmp_path / "results", tmp_path / "state")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith("to go")]
+    assert [line[:6] for line in told] == ["0 of 2", "2 of 4", "4 of 4"]
+    assert os.getpid() not in {load_result(path)["answer"] for path in (tmp_path / "results").glob("*.json")}
+    assert len(os.listdir(tmp_path / "results")) == 4
 
 
 @pytest.mark.parametrize(
@@ -271,7 +196,7 @@ def test_a_comparison_survives_a_kill(backend, reference, tmp_path):
 )
 @pytest.mark.dask
 def test_workers_that_cannot_do_the_jobs_are_refused_soon(options, complaint, monkeypatch):
-    import distributed  # which need not be there otherwise
+    import distributed
 
     monkeypatch.setattr(runner, "TIMEOUT", 1)
     with (

@@ -1,5 +1,6 @@
 """Files that a kill leaves whole, and runs that resume from them bit for bit. Nothing in them is ever executed."""
 
+import copy
 import hashlib
 import json
 import os
@@ -32,13 +33,6 @@ def atomic_path(path):
             partial.unlink()
 
 
-def set_aside(path):
-    """Give the file at `path` a name that is free, and return that."""
-    path = Path(path)
-    free = next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
-    return path.rename(free)
-
-
 def plain_values(value):
     """Return `value` as a file keeps it: numbers of NumPy and PyTorch as Python's, paths as text, tuples as lists.
 
@@ -64,29 +58,21 @@ def checksum(tensors):
     return digest.hexdigest()
 
 
-def save_state(state, path):
-    """Write a dict of tensors and plain values to `path`, atomically."""
-    with atomic_path(Path(path)) as partial:
-        try:
-            torch.save(state, partial)
-        except RuntimeError as error:  # what torch.save raises on a full disk
-            raise OSError(str(error).splitlines()[0]) from error
-
-
 def load_state(path):
-    """Return the dict that `save_state` wrote to `path`, with a "model". ValueError if it is no such file."""
+    """Return the dict in the checkpoint at `path`. ValueError if it is no such file."""
     try:
         with open(path, "rb") as file:
             if zipfile.ZipFile(file).testzip():
                 raise ValueError("its checksum is wrong")  # which torch.load does not look at
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
+        if not {"identity", "history", "model"} <= state.keys():
+            raise ValueError("it holds something else")
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"{path} is not a readable checkpoint; delete it to start over") from error
-    if not (isinstance(state, dict) and isinstance(state.get("model"), dict)):
-        raise ValueError(f"{path} holds no model; delete it or choose another path")
+        advice = "delete it to start over, or choose another path"
+        raise ValueError(f"{path} is not a checkpoint of vae.training.fit that can be read; {advice}") from error
     return state
 
 
@@ -97,39 +83,79 @@ class OtherRunError(ValueError):
 class Run:
     """All that decides how training goes on, to be saved and restored: parameters, optimizer, schedule, generators.
 
-    `identity`, a dict of plain values, is what makes it this run and not another.
+    `identity`, a dict of plain values, makes it this run and not another: its settings, and what `identify` adds.
     """
 
-    def __init__(self, name, identity, model, optimizer, schedule, generator):
-        self.name, self.identity = name, identity
+    def __init__(self, settings, model, optimizer, schedule, generator):
+        self.name, self.identity = settings["name"], settings
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.device, self.generator = next(model.parameters()).device, generator
-        self.model, self.parts = model, {"optimizer": optimizer, "schedule": schedule}
+        self.parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    def identify(self, loss_fn, batches):
+        """Add what the first step depends on to the identity. ValueError for batches that cannot be resumed."""
+        if not hasattr(batches, "tensors"):
+            raise ValueError(
+                f"a run on a {type(batches).__name__} cannot be resumed: leave its folder out, or give it Batches or "
+                "SemiSupervisedBatches of vae.data"
+            )
+        start = copy.deepcopy(self.state())  # a forward pass may move a running mean, for example
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # another number of them would round otherwise
+        first_loss = loss_fn(next(iter(batches))).item()
+        torch.set_num_threads(threads)
+        self.restore(start)
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        first_step = {
+            "device": self.device.type,
+            "data": checksum(batches.tensors)[:8],
+            "initial parameters": checksum(learning)[:8],
+            "random state": checksum(start["random"])[:8],
+            "loss of the first batch": first_loss,
+        }
+        self.identity = plain_values(self.identity | first_step)
+
+    def state(self):
+        """Return what the next step depends on, besides its batch."""
+        random = {"cpu": torch.get_rng_state(), "batches": self.generator.get_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"random": random} | {name: part.state_dict() for name, part in self.parts.items()}
+
+    def restore(self, state):
+        """Put back what `state` returned."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"]["cpu"])
+        self.generator.set_state(state["random"]["batches"])
+        if "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
 
     def save(self, path, history):
         """Write the state to `path`, atomically."""
-        state = {"identity": self.identity, "history": history, "random": torch.get_rng_state()}
-        state |= {"model": self.model.state_dict(), "batches": self.generator.get_state()}
-        state |= {name: part.state_dict() for name, part in self.parts.items()}
-        if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        save_state(state, path)
+        with atomic_path(path) as partial:
+            try:
+                torch.save({"identity": self.identity, "history": history} | self.state(), partial)
+            except RuntimeError as error:  # what torch.save raises on a full disk
+                raise OSError(str(error).splitlines()[0]) from error
 
-    def resume(self, path):
-        """Restore the state at `path`, if there is one, and return its history. OtherRunError if of another run."""
-        if not Path(path).exists():
+    def resume(self, path, strict):
+        """Restore the state at `path`, and return its history, which is empty if there is none.
+
+        A file of another run gets another name, and a line says why; if `strict`, it raises OtherRunError.
+        """
+        if not path.exists():
             return []
         state = load_state(path)
-        if not {"identity", "history", *self.parts} <= state.keys():
-            raise ValueError(f"{path} is not a checkpoint of vae.training.fit; delete it or choose another path")
         old, new = state["identity"], self.identity
         if different := [key for key in old | new if old.get(key) != new.get(key)]:
             reasons = ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in different)
-            raise OtherRunError(f"{path} is of another run: {reasons}")
-        self.model.load_state_dict(state["model"])
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
-        self.generator.set_state(state["batches"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+            found = f"{path} is of another run: {reasons}"
+            if strict:
+                raise OtherRunError(f"{found}; delete it to start over")
+            free = next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
+            path.rename(free)
+            print(f"{self.name}: training anew, for {found}; it is kept as {free}", flush=True)
+            return []
+        self.restore(state)
         return state["history"]

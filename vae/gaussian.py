@@ -18,12 +18,8 @@ class GaussianDecoder(Decoder):
     num_scales = 1
 
     def forward(self, z, y=None):
-        mean, log_scale = self.mean_and_log_scale(z, y)
+        mean, log_scale = self.network(z, y).tensor_split([self.x_shape[0]], dim=-len(self.x_shape))
         return diagonal_normal(mean, self.scale(log_scale).expand_as(mean), len(self.x_shape))
-
-    def mean_and_log_scale(self, z, y):
-        """Return the mean (…, *X), and the outputs for scales, `num_scales` in the place of X's first dimension."""
-        return self.network(z, y).tensor_split([self.x_shape[0]], dim=-len(self.x_shape))
 
     def scale(self, log_scale):
         """Return σ, of a shape that expands to x's; a network of images says it once per pixel, which is averaged."""
@@ -61,14 +57,17 @@ class DiagonalGaussianDecoder(GaussianDecoder):
 
 
 class SharedGaussianDecoder(GaussianDecoder):
-    """One scale for everything: a learned parameter, or the number `fixed_scale`; 1 is the squared error."""
+    """One scale for everything: a parameter that starts at `initial_scale`, or the number `fixed_scale`.
+
+    A fixed scale of 1 is the squared error.
+    """
 
     num_scales = 0
 
-    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, fixed_scale=None):
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, fixed_scale=None, initial_scale=1.0):
         super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
         if fixed_scale is None:
-            self.log_scale = nn.Parameter(torch.zeros(()))
+            self.log_scale = nn.Parameter(torch.tensor(initial_scale).log())
         self.fixed_scale = fixed_scale
 
     def scale(self, log_scale):
@@ -96,8 +95,7 @@ class OptimalGaussianDecoder(SharedGaussianDecoder):
     """One scale for everything, in closed form: σ² is the mean squared error, where the likelihood is largest.
 
     Rybkin et al. 2021, equation 5. In training σ² is the batch's, so an example's density depends on the batch; a
-    running mean is kept for evaluation. Raises ValueError for `num_classes`: the sum over labels would pool the errors
-    of all labels, likely or not, and give each way of summing another value.
+    running mean is kept for evaluation. Raises ValueError for `num_classes`, and says why.
     """
 
     def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP):
@@ -112,8 +110,7 @@ class OptimalGaussianDecoder(SharedGaussianDecoder):
     def forward(self, z, y=None):
         if not self.training:
             return super().forward(z, y)
-        mean, _ = self.mean_and_log_scale(z, y)
-        return Independent(OptimalNormal(mean, self.mean_square), len(self.x_shape), validate_args=False)
+        return Independent(OptimalNormal(self.network(z, y), self.mean_square), len(self.x_shape), validate_args=False)
 
     def scale(self, log_scale):
         return self.mean_square.sqrt()

@@ -8,7 +8,6 @@
 
 import torch
 from torch.distributions import Categorical
-from torch.utils.checkpoint import checkpoint
 
 
 def _probs(label_posterior):
@@ -20,19 +19,11 @@ def _probs(label_posterior):
     return probs.where(probs > 1e-20, 0)
 
 
-def marginalize(bound, label_posterior, chunk_size=None):
-    """All K labels in one pass: labels of shape (K, 1) make `bound` return (K, B). Returns (B,).
-
-    With `chunk_size`, so many labels in a pass. No more than that is kept in memory, because what the gradient needs is
-    computed again for it, which takes about half as long again.
-    """
+def marginalize(bound, label_posterior):
+    """All K labels in one pass: labels of shape (K, 1) make `bound` return (K, B). Returns (B,)."""
     probs = _probs(label_posterior)  # (B, K)
     labels = torch.arange(probs.shape[-1], device=probs.device).unsqueeze(1)  # (K, 1)
-    if chunk_size is None:
-        bounds = bound(labels)  # (K, B)
-    else:
-        bounds = torch.cat([checkpoint(bound, part, use_reentrant=False) for part in labels.split(chunk_size)])
-    return (probs.T * bounds).sum(0)  # (K, B) -> (B,)
+    return (probs.T * bound(labels)).sum(0)  # (K, B) -> (B,)
 
 
 def marginalize_loop(bound, label_posterior):

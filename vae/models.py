@@ -18,7 +18,7 @@ def check_batch(x, model):
     """Raise ValueError unless x is (B, *X), B ≥ 1, in `model`'s precision, with values that its decoder supports."""
     if not torch.is_tensor(x):
         raise ValueError(f"x must be a tensor, as of torch.from_numpy(x), not {type(x).__name__}")
-    shape, dtype = model.encoder.x_shape, next(model.parameters(), x).dtype
+    shape, dtype = model.encoder.x_shape, model.prior_mean.dtype
     if x.shape[1:] != shape or not len(x):
         expected = ", ".join(map(str, ("batch", *shape)))
         raise ValueError(f"x must have shape ({expected}) and a row, not {tuple(x.shape)}")
@@ -37,7 +37,7 @@ def check_labels_or_all(y, num_images, num_classes):
         check_labels(y, num_images, num_classes)
 
 
-def draw(likelihood, mean):
+def sample_or_mean(likelihood, mean):
     """Return a draw from `likelihood`, or its mean, without gradient."""
     return likelihood.mean.detach() if mean else likelihood.sample()
 
@@ -71,7 +71,7 @@ class AutoEncoder(Module):
         """Draw (num, *X) by decoding codes from the Gaussian of `fit_codes`; ValueError before there is one."""
         if self.codes is None:
             raise ValueError("an auto-encoder has no prior to sample from; give it training data by fit_codes first")
-        return draw(self.decoder(self.codes.sample((num,))), mean)
+        return sample_or_mean(self.decoder(self.codes.sample((num,))), mean)
 
 
 class _LatentVariableModel(Module):
@@ -124,14 +124,14 @@ class VAE(_LatentVariableModel):
 
     def sample(self, num, *, mean=False):
         """Draw (num, *X) from p(x) by z ~ p(z), x ~ p(x|z), or return p(x|z)'s mean instead of the draw."""
-        return draw(self.decoder(self.prior.sample((num,))), mean)
+        return sample_or_mean(self.decoder(self.prior.sample((num,))), mean)
 
 
 class ConditionalVAE(_LatentVariableModel):
     """M2 for images with a label: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`.
 
-    [2, section 2]. p(y) is uniform, or `label_prior`, K probabilities. Labels y of shape (B,) give one to each image,
-    and (K, 1) gives all K to each, at one pass over the image in the encoder. ValueError for another number of classes.
+    [2, section 2]. p(y) is uniform, or `label_prior`, K probabilities; ValueError for another number of them. Labels
+    and the shapes that they lead to are those of `vae.networks`.
     """
 
     def __init__(self, encoder, decoder, num_classes, label_prior=None):
@@ -153,16 +153,13 @@ class ConditionalVAE(_LatentVariableModel):
         return torch.randn(len(x), self.encoder.z_dim, device=x.device, dtype=x.dtype)
 
     def elbo_given_noise(self, x, y, noise):
-        """Return −L(x, y) at z = mean + scale · noise, nothing checked: x (B, *X), noise (B, Z), y (B,) -> (B,).
-
-        Or y (K, 1), or L labels for each image, (L, B), -> (K, B) or (L, B).
-        """
+        """Return −L(x, y) at z = mean + scale · noise, for any labels, nothing checked: x (B, *X), noise (B, Z)."""
         posterior = self.encoder(x, y)
         z = posterior.mean + posterior.stddev * noise  # rsample, with the noise given: (B, Z) or (K, B, Z)
         return objectives.labeled_elbo(x, y, posterior, self.decoder(z, y), self.prior, self.label_prior)
 
     def labeled_elbo(self, x, y):
-        """Return −L(x, y), a one-sample estimate: x (B, *X), y (B,) -> (B,), or y (K, 1) -> (K, B).
+        """Return −L(x, y), a one-sample estimate: x (B, *X), y (B,) -> (B,), or for all labels (K, 1) -> (K, B).
 
         Raises ValueError for wrong shapes, labels out of range, or values outside the decoder's support.
         """
@@ -185,7 +182,7 @@ class ConditionalVAE(_LatentVariableModel):
         `label` is a number, `num` of them, or None: y ~ p(y). Raises ValueError for one out of range.
         """
         y = self.labels(num, label)
-        return draw(self.decoder(self.prior.sample((num,)), y), mean)
+        return sample_or_mean(self.decoder(self.prior.sample((num,)), y), mean)
 
 
 class SemiSupervisedVAE(ConditionalVAE):

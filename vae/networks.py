@@ -4,11 +4,12 @@ Shapes: B batch, K classes, X one example's shape, Z latents; … stands for any
 
 **The protocol.** A shape is a tuple, or a number for a vector.
 - A *network* is made by `network(in_shape, hidden_dims, out_shape, num_classes=0)` and maps (…, *in_shape) to
-  (…, *out_shape) in float32 or float64, whatever the autocast. With `num_classes` it also takes whole numbers y that
-  broadcast against the leading dimensions: (B,), a label for each example; (K, 1), all labels for each; (L, B), L
-  labels for each, of its own. An encoder's or a classifier's network has its last linear layer in `output`; one with
-  labels has `label_embedding`, an nn.Embedding, or None. `MLP` is one, `vae.conv` has two more. Encoders, decoders and
-  classifiers hold theirs in `network`. All are `vae.saving.Module`s, so that a file can say how to make them again.
+  (…, *out_shape) in float32 or float64, whatever the autocast. An encoder's or a classifier's network has its last
+  linear layer in `output`. `MLP` is one, `vae.conv` has two more. Encoders, decoders and classifiers hold theirs in
+  `network`. All are `vae.saving.Module`s, so that a file can say how to make them again.
+- *Labels* y are whole numbers, for a network made with `num_classes`, whose `label_embedding` is an nn.Embedding
+  instead of None. They broadcast against the leading dimensions (B,): y (B,) is a label for each example, (K, 1) all K
+  for each in one pass over x, (L, B) L for each, of its own. Results have the batch shape (B,), (K, B) or (L, B).
 - An *encoder* maps x (…, *X), and y, to q(z|x) or q(z|x, y): event shape (Z,), batch shape (…), in `x_shape`, `z_dim`.
 - A *decoder* maps z (…, Z), and y, to a likelihood of event shape X and batch shape (…); an example's density must
   depend on its own z and y alone. `check(x)` raises ValueError for values that it has no density for.
@@ -29,7 +30,7 @@ from vae.saving import Module
 
 def as_shape(size):
     """Return a tuple: `size` itself, or (size,) for a number."""
-    return (size,) if isinstance(size, Integral) else tuple(size)
+    return (int(size),) if isinstance(size, Integral) else tuple(int(n) for n in size)
 
 
 class MLP(Module):
@@ -52,7 +53,7 @@ class MLP(Module):
         self.output = nn.Linear(hidden_dims[-1], math.prod(self.out_shape))
 
     def forward(self, x, y=None):
-        """Map (…, *in_shape) to (…, *out_shape); labels of shape (K, 1) or (L, B) add a first dimension, K or L."""
+        """Map (…, *in_shape) to (…, *out_shape)."""
         if (y is None) != (self.label_embedding is None):
             raise ValueError("a network made with num_classes needs labels, and one made without takes none")
         hidden = self.input(x.flatten(-len(self.in_shape)))  # (B, H)
@@ -72,20 +73,25 @@ class Encoder(Module):
         self.network = network(self.x_shape, hidden_dims, 2 * z_dim, num_classes)
 
     def forward(self, x, y=None):
-        """Return the posterior over z, batch shape (B,), or (K, B) for labels (K, 1), or (L, B) for (L, B)."""
+        """Return the posterior over z: (B, *X) -> batch shape (B,), or with labels (K, B) or (L, B)."""
         mean, log_scale = self.network(x, y).chunk(2, dim=-1)
         return diagonal_normal(mean, log_scale.exp())
 
 
 class Classifier(Module):
-    """q(y|x): a Categorical over K classes."""
+    """q(y|x): a Categorical over K classes; `from_encoder` if its hidden layers are those of a trained encoder."""
 
-    def __init__(self, x_shape, num_classes, hidden_dims, network=MLP):
+    def __init__(self, x_shape, num_classes, hidden_dims, network=MLP, from_encoder=False):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes = {num_classes} must be at least 2; data of one class are for a VAE")
-        self.num_classes = num_classes
+        self.num_classes, self.from_encoder = num_classes, from_encoder
         self.network = network(x_shape, hidden_dims, num_classes)
+
+    @property
+    def new_layers(self):
+        """The layers that no encoder has trained, for labels to teach first: all, or the last, as a linear probe."""
+        return self.network.output if self.from_encoder else self
 
     def forward(self, x):
         """Return the distribution over labels, of batch shape (B,)."""
@@ -102,12 +108,14 @@ class Decoder(Module):
     Its network's outputs have the shape of x, and `num_scales` more in the first dimension: a Gaussian's.
     """
 
-    check, num_scales = staticmethod(check_pixels), 0
+    check = staticmethod(check_pixels)
+    num_scales = 0
 
     def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP):
         super().__init__()
-        self.x_shape = first, *others = as_shape(x_shape)
-        self.network = network(z_dim, hidden_dims, (first + self.num_scales, *others), num_classes)
+        self.x_shape = as_shape(x_shape)
+        out_shape = (self.x_shape[0] + self.num_scales, *self.x_shape[1:])
+        self.network = network(z_dim, hidden_dims, out_shape, num_classes)
 
 
 class BernoulliDecoder(Decoder):

@@ -12,7 +12,7 @@ Pure functions of distributions; higher is better. The mean over the batch is ta
 
 import math
 
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from vae.distributions import diagonal_normal
 
@@ -21,8 +21,7 @@ def elbo(x, posterior, likelihood, prior, kl_weight=1):
     """M1: log p(x) ≥ E_q(z|x)[log p(x|z)] − KL(q(z|x) ‖ p(z))   [1, eq. 3; 2, eq. 5].
 
     `likelihood` is p(x|z) at one reparameterised draw z ~ q(z|x); the divergence is in closed form [1, appendix B].
-    A `kl_weight` below 1 is for the start of training, when it keeps latents in use that would be given up early; what
-    it returns is then no bound.
+    What it returns is no bound if `kl_weight` is below 1, as at the start of training (see `vae.recipes.M1Recipe`).
     """
     return likelihood.log_prob(x) - kl_weight * kl_divergence(posterior, prior)
 
@@ -32,7 +31,7 @@ def importance_weighted_bound(x, z, posterior, likelihood, prior):
 
     `z` of shape (S, B, Z) are draws from the posterior, and `likelihood` is p(x|z) of batch shape (S, B).
     """
-    return _log_mean_exp(_log_weights(x, z, posterior, likelihood, prior))
+    return _log_weights(x, z, posterior, likelihood, prior).logsumexp(0) - math.log(len(z))  # (S, B) -> (B,)
 
 
 def doubly_reparameterized_bound(x, z, posterior, likelihood, prior):
@@ -45,15 +44,11 @@ def doubly_reparameterized_bound(x, z, posterior, likelihood, prior):
     log_weights = _log_weights(x, z, fixed, likelihood, prior)
     shares = log_weights.detach().softmax(0).unsqueeze(-1)  # (S, B, 1)
     z.register_hook(lambda gradient: shares * gradient)
-    return _log_mean_exp(log_weights)
+    return log_weights.logsumexp(0) - math.log(len(z))  # (S, B) -> (B,)
 
 
 def _log_weights(x, z, posterior, likelihood, prior):
     return likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)  # (S, B)
-
-
-def _log_mean_exp(log_weights):
-    return log_weights.logsumexp(0) - math.log(len(log_weights))  # (S, B) -> (B,)
 
 
 def labeled_elbo(x, y, posterior, likelihood, prior, label_prior):
@@ -67,18 +62,6 @@ def unlabeled_elbo(expected_labeled_elbo, label_posterior):
     The sum over labels, `expected_labeled_elbo`, comes from `vae.marginalization`.
     """
     return expected_labeled_elbo + label_posterior.entropy()
-
-
-def stacked_elbo(x, posterior, likelihood, active, elbo_of_latents):
-    """M1+M2: log p(x) ≥ E_q(z1|x)[log p(x|z1) + bound on log p(z1)] + H(q(z1|x))   [2, section 2].
-
-    z1 are the `active` latents, indices (A,); `elbo_of_latents` is M2's bound at one draw of them. The others keep M1's
-    prior and cost their divergence from it. `posterior` is one Normal for each latent, of batch shape (B, Z). With M2's
-    bound on log p(z1, y), of shape (B,), or (K, B) for K labels, and p(x|z1) or p(x|y, z1), this bounds log p(x, y).
-    """
-    cost = kl_divergence(posterior, Normal(0, 1))  # (B, Z)
-    cost[:, active] = -posterior.entropy()[:, active]
-    return likelihood.log_prob(x) + elbo_of_latents - cost.sum(1)
 
 
 def m2_objective(labeled_elbo, unlabeled_elbo, log_label_posterior, *, alpha, num_labeled, num_unlabeled):

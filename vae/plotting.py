@@ -46,7 +46,8 @@ def image_grid(images, columns, title="", row_names=()):
     rows, (height, width) = len(images) // columns, images.shape[-2:]
     across = min(0.45, 6.5 / columns)  # of an image, in inches
     down = across * height / width
-    figure, axis = plt.subplots(figsize=(across * columns + 0.9 * bool(row_names), down * rows + 0.35 * bool(title)))
+    beside, above = 0.9 if row_names else 0, 0.35 if title else 0
+    figure, axis = plt.subplots(figsize=(across * columns + beside, down * rows + above))
     _show_tiles(axis, images, columns, title)
     if row_names:
         axis.set_yticks([height * row + (height - 1) / 2 for row in range(rows)], row_names)

@@ -3,10 +3,8 @@
 The files are safetensors: tensors, and in the header the architecture as JSON. Nothing in them is ever executed.
 """
 
-import hashlib
 import inspect
 import json
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from vae.checkpoint import atomic_path
+from vae.checkpoint import atomic_path, checksum
 
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -33,16 +31,14 @@ class Module(nn.Module):
         if args or kwargs:  # a copy has them already
             bound = inspect.signature(cls).bind(*args, **kwargs)
             bound.apply_defaults()
-            for name, parameter in bound.signature.parameters.items():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    bound.arguments |= bound.arguments.pop(name)
-            self.__dict__["arguments"] = {name: _plain(value) for name, value in bound.arguments.items()}
+            named = dict(zip(bound.arguments, bound.args, strict=False)) | bound.kwargs  # **options, too
+            self.__dict__["arguments"] = {name: _plain(value) for name, value in named.items()}
         return self
 
-    def again(self, **changes):
-        """Return a new, untrained module made with the same arguments, its parts new, too, but for `changes`."""
-        kept = {name: _plain(value, anew=True) for name, value in self.arguments.items() if name not in changes}
-        return type(self)(**kept, **changes)
+    def extra_repr(self):
+        """Say what the module was made with, as it is now: a part of what `print` shows."""
+        now = {name: _plain(getattr(self, name, value)) for name, value in self.arguments.items()}
+        return ", ".join(f"{name}={value!r}" for name, value in now.items() if not isinstance(value, nn.Module))
 
     def save(self, path, dtype=None, **about):
         """Write parameters and architecture to `path`, atomically; `about`, plain values, is kept with them.
@@ -52,8 +48,8 @@ class Module(nn.Module):
         """
         tensors = {name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}
         if dtype:
-            tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-        header = {"architecture": describe(self), "about": about, "checksum": _checksum(tensors)}
+            tensors |= {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point()}
+        header = {"architecture": describe(self), "about": about, "checksum": checksum(tensors)}
         _check_file(self, header["architecture"], tensors)
         content = to_bytes(tensors, {key: json.dumps(value) for key, value in header.items()})
         with atomic_path(Path(path)) as partial_path:
@@ -70,7 +66,7 @@ def load(path):
         with safe_open(path, "pt") as file:
             header = {key: json.loads(value) for key, value in file.metadata().items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["checksum"] != _checksum(tensors):
+        if header["checksum"] != checksum(tensors):
             raise ValueError("its checksum is wrong")
         model, about = build(header["architecture"]), header["about"]
         half = (torch.float16, torch.bfloat16)
@@ -109,16 +105,14 @@ def describe(value):
     raise TypeError(f"a file cannot say how to make {what}; give modules their classes, tensors or plain values")
 
 
-def _plain(value, anew=False):
-    """Return a copy of an argument in types of Python and PyTorch; modules as they are, or made `anew`."""
+def _plain(value):
+    """Return a copy of an argument in types of Python and PyTorch; modules as they are."""
     if isinstance(value, (tuple, list)):
-        return tuple(_plain(v, anew) for v in value)
+        return tuple(_plain(v) for v in value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.tensor(value)
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, nn.Module) and anew:
-        return value.again() if isinstance(value, Module) else build(describe(value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -130,26 +124,21 @@ def build(description):
         return description
     if "tensor" in description:
         return torch.tensor(description["tensor"], dtype=getattr(torch, description.get("dtype", ""), None))
-    arguments = {name: build(value) for name, value in description["with"].items()}
+    name, known = description.get("make") or description["class"], _classes()
+    if name not in known:
+        raise ValueError(f"no model, network or activation is called {name!r}; import what defines it first")
+    arguments = {key: build(value) for key, value in description["with"].items()}
     if "make" in description:
-        return _class(description["make"])(**arguments)
-    return partial(_class(description["class"]), **arguments) if arguments else _class(description["class"])
+        return known[name](**arguments)
+    return partial(known[name], **arguments) if arguments else known[name]
 
 
 def _name(cls):
-    """Return the name by which `_class` finds `cls`, or what a notebook's cell defined anew. TypeError if neither."""
+    """Return the name by which `build` finds `cls`, or what a notebook's cell defined anew. TypeError if neither."""
     found = _classes().get(cls.__name__)
     if found is not cls and ("<locals>" in cls.__qualname__ or repr(found) != repr(cls)):
         raise TypeError(f"no file can make {cls!r}; derive it from vae.saving.Module, under a name of its own")
     return cls.__name__
-
-
-def _class(name):
-    """Return the class of that name. ValueError for one that is not known here."""
-    known = _classes()
-    if name not in known:
-        raise ValueError(f"no model, network or activation is called {name!r}; import what defines it first")
-    return known[name]
 
 
 def _classes():
@@ -163,6 +152,11 @@ def _subclasses(cls):
     return [cls, *chain.from_iterable(map(_subclasses, cls.__subclasses__()))]
 
 
+def _parts(model):
+    """Return {name: kind and what it was made with, as `print` shows it} of a model and its parts."""
+    return {name or "it": f"{type(part).__qualname__}({part.extra_repr()})" for name, part in model.named_modules()}
+
+
 def _check_file(model, architecture, tensors):
     """Raise TypeError, with the first difference and what to do, unless a file of these would load as `model`."""
     try:
@@ -171,39 +165,17 @@ def _check_file(model, architecture, tensors):
     except Exception as error:
         advice = "give parameters names, in place of * and /, and let them be tuples, tensors or plain values"
         raise TypeError(f"a file cannot make {type(model)!r} again ({error}): {advice}") from error
-    with suppress(RuntimeError):  # other shapes are among the differences
-        loaded.load_state_dict(tensors, strict=False, assign=True)
-    would_be = _facts(loaded, {})
-    for where, fact in _facts(model, tensors).items():
-        if fact != would_be.get(where, fact):
-            raise TypeError(
-                f"{where} is {fact}, but a file would make it {would_be[where]}: put that back, or make the model anew "
-                "with it; a file keeps arguments, parameters and persistent buffers, of one name each"
-            )
-
-
-def _facts(model, stored):
-    """Return {where: what is there} for the parts of a model, their public values, and its tensors, as `stored`."""
-    facts, owners, state = {}, {}, model.state_dict()
-    tensors = dict(model.named_buffers()) | state
-    for name, part in model.named_modules(remove_duplicate=False):
-        facts[name or "the model"] = f"{type(part)!r} of {[*part._parameters, *part._buffers, *part._modules]}"
-        for key, value in {**vars(type(part)), **getattr(part, "arguments", {}), **vars(part)}.items():
-            where = f"{name}.{key}".lstrip(".")
-            if isinstance(value, torch.Tensor):
-                tensors.setdefault(where, value)
-            elif not key.startswith("_") and key != "training" and not isinstance(value, Module):
-                with suppress(TypeError):  # what no file can describe
-                    facts[where] = repr(describe(value))
-    for name, tensor in tensors.items():
-        owner = owners.setdefault(tensor.data_ptr() or name, name) if name in state else name
-        facts[f"the tensor {name}"] = f"{owner} {_checksum({name: stored.get(name, tensor).detach().cpu()})[:9]}"
-    return facts
-
-
-def _checksum(tensors):
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    now, made = _parts(model), _parts(loaded)
+    for name in now | made:
+        is_now, was_made = now.get(name, "gone"), made.get(name, "nothing")
+        if is_now != was_made:
+            advice = "put that back, or make the model anew with it"
+            raise TypeError(f"{name} is {is_now}, but a file would make it {was_made}: {advice}")
+    storages = {}
+    for name, tensor in model.state_dict().items():
+        if (first := storages.setdefault(tensor.data_ptr() or name, name)) != name:
+            raise TypeError(f"{first} and {name} are one tensor, which no file can say: give each its own")
+    try:
+        loaded.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise TypeError(f"no file can keep these tensors: {' '.join(str(error).split())}") from error

@@ -1,1 +1,1 @@
-"""How fast the models train and evaluate, beside what the machine could do at most and beside other libraries."""
+"""How fast the models train, beside other libraries, and how long one waits for a classifier."""

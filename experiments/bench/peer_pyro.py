@@ -1,7 +1,4 @@
-"""M2 on Pyro, the label summed out by its parallel enumeration; labels are one-hot columns, as in its own example.
-
-Pyro's checks of every distribution are switched off, which makes it faster.
-"""
+"""M2 on Pyro, the label summed out by its parallel enumeration; its checks are switched off, which makes it faster."""
 
 from itertools import chain, repeat
 
@@ -11,7 +8,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 
-from vae.data import SemiSupervisedBatches
+from experiments.bench.epoch import NUM_CLASSES, Z_DIM
+from vae.data import NO_LABEL, SemiSupervisedBatches
 
 
 def network(in_dim, out_dim, activation=nn.ReLU):
@@ -28,19 +26,18 @@ def concatenate(values, y):
 class M2(nn.Module):
     """p(y) uniform, p(z) = Normal(0, I), p(x|y, z) Bernoulli; q(y|x) Categorical, q(z|x, y) Normal."""
 
-    def __init__(self, z_dim, num_classes, activation=nn.ReLU):
+    def __init__(self, activation=nn.ReLU):
         super().__init__()
-        self.z_dim, self.num_classes = z_dim, num_classes
-        self.encoder = network(784 + num_classes, 2 * z_dim, activation)
-        self.decoder = network(z_dim + num_classes, 784, activation)
-        self.classifier = network(784, num_classes, activation)
+        self.encoder = network(784 + NUM_CLASSES, 2 * Z_DIM, activation)
+        self.decoder = network(Z_DIM + NUM_CLASSES, 784, activation)
+        self.classifier = network(784, NUM_CLASSES, activation)
 
     def model(self, x, y=None):
         """The joint distribution of labels, latents and pixels x (B, 784); labels y (B, K) may be given."""
         pyro.module("m2", self)
         with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.z_dim), 1).to_event(1))
-            y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(self.num_classes)), obs=y)
+            z = pyro.sample("z", dist.Normal(x.new_zeros(Z_DIM), 1).to_event(1))
+            y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(NUM_CLASSES)), obs=y)
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(concatenate(z, y))).to_event(1), obs=x)
 
     def guide(self, x, y=None):
@@ -53,32 +50,23 @@ class M2(nn.Module):
             pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
 
 
-def build_training(case):
+def build_update():
     """Return a function that makes one update on x (B, 784)."""
     pyro.clear_param_store()
-    m2 = M2(case.z_dim, case.num_classes)
-    optimizer = pyro.optim.Adam({"lr": 3e-4})
-    inference = SVI(m2.model, m2.guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
-
-    def update(x):
-        with pyro.validation_enabled(False):
-            inference.step(x)
-
-    return update
+    m2 = M2()
+    inference = SVI(m2.model, m2.guide, pyro.optim.Adam({"lr": 3e-4}), TraceEnum_ELBO(max_plate_nesting=1))
+    return pyro.validation_enabled(False)(inference.step)
 
 
 class TutorialM2(M2):
-    """The networks of Pyro's tutorial on the semi-supervised VAE, and its auxiliary loss, the labels' cross-entropy.
+    """Networks, settings and auxiliary loss, the labels' cross-entropy, of https://pyro.ai/examples/ss-vae.html.
 
-    From the tutorial (https://pyro.ai/examples/ss-vae.html, examples/vae/ss_vae_M2.py): one hidden layer of 500 with
-    softplus, which starts at Normal(0, 0.001²), 50 latents, gray images, Adam with its rates, batches of 200, and the
-    cross-entropy's weight of 46, with a step of its own after that on the bound. Not from there: logits instead of
-    probabilities; and a step on all labels after every unlabeled batch, where the tutorial, with 100 labels, would
-    make one in an epoch.
+    Softplus, weights that start at Normal(0, 0.001²), gray images, batches of 200, Adam with its rates. Not from there:
+    logits instead of probabilities; and a step on all labels after every unlabeled batch, not once in an epoch.
     """
 
-    def __init__(self, z_dim=50, num_classes=10):
-        super().__init__(z_dim, num_classes, nn.Softplus)
+    def __init__(self):
+        super().__init__(nn.Softplus)
         for hidden in (self.encoder[0], self.decoder[0], self.classifier[0]):
             nn.init.normal_(hidden.weight, std=1e-3)
             nn.init.normal_(hidden.bias, std=1e-3)
@@ -89,30 +77,23 @@ class TutorialM2(M2):
         with pyro.plate("images", len(x)), pyro.poutine.scale(scale=46):
             pyro.sample("given y", dist.OneHotCategorical(logits=self.classifier(x)), obs=y)
 
-    def label_guide(self, x, y):
-        """Nothing is hidden there."""
 
-    def classify(self, x):
-        """Return the most probable label: images (B, 1, 28, 28) -> (B,)."""
-        return self.classifier(x.flatten(1)).argmax(-1)
-
-
-def build_learner(task, method):
-    """Return a function that makes an update without labels and one with, and one that classifies; no `method`."""
-    images = task.data.train_images
-    rows = images[task.labeled], task.labels, images[task.unlabeled]
-    batches = chain.from_iterable(repeat(SemiSupervisedBatches(*rows, len(task.labels), 200, task.generator)))
+def tutorial_learner(task):
+    """Return a function that makes an update without labels and one with, and one that classifies images."""
+    num_labeled = int((task.y != NO_LABEL).sum())
+    batches = SemiSupervisedBatches(task.data.train_images, task.y, num_labeled, 200, task.generator)
+    stream = chain.from_iterable(repeat(batches))
     pyro.clear_param_store()
     m2, optimizer = TutorialM2(), pyro.optim.Adam({"lr": 0.00042, "betas": (0.9, 0.999)})
     bound = SVI(m2.model, m2.guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
-    cross_entropy = SVI(m2.label_model, m2.label_guide, optimizer, Trace_ELBO())
+    cross_entropy = SVI(m2.label_model, lambda x, y: None, optimizer, Trace_ELBO())
 
+    @pyro.validation_enabled(False)
     def update():
-        x, y, x_unlabeled = next(batches)
-        x, y = x.flatten(1), nn.functional.one_hot(y, m2.num_classes).float()
-        with pyro.validation_enabled(False):
-            bound.step(x_unlabeled.flatten(1))
-            bound.step(x, y)
-            cross_entropy.step(x, y)
+        x, y, x_unlabeled = next(stream)
+        x, y = x.flatten(1), nn.functional.one_hot(y, NUM_CLASSES).float()
+        bound.step(x_unlabeled.flatten(1))
+        bound.step(x, y)
+        cross_entropy.step(x, y)
 
-    return update, m2.classify
+    return update, lambda x: m2.classifier(x.flatten(1)).argmax(-1)

@@ -6,14 +6,16 @@ from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
 from torch import nn
 
+from experiments.bench.epoch import Z_DIM
+
 
 class Encoder(BaseEncoder):
     """784-500-500, then mean and log-variance of z."""
 
-    def __init__(self, z_dim):
+    def __init__(self):
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU())
-        self.mean, self.log_variance = nn.Linear(500, z_dim), nn.Linear(500, z_dim)
+        self.mean, self.log_variance = nn.Linear(500, Z_DIM), nn.Linear(500, Z_DIM)
 
     def forward(self, x):
         """Return both for x (B, 784), each (B, Z)."""
@@ -24,9 +26,9 @@ class Encoder(BaseEncoder):
 class Decoder(BaseDecoder):
     """z-500-500-784, then the sigmoid: pythae's likelihood takes probabilities."""
 
-    def __init__(self, z_dim):
+    def __init__(self):
         super().__init__()
-        layers = nn.Linear(z_dim, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 784), nn.Sigmoid()
+        layers = nn.Linear(Z_DIM, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 784), nn.Sigmoid()
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z):
@@ -34,15 +36,14 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=self.layers(z))
 
 
-def build_model(case):
+def build_model():
     """Return the untrained VAE."""
-    config = VAEConfig(input_dim=(784,), latent_dim=case.z_dim, reconstruction_loss="bce")
-    return VAE(config, encoder=Encoder(case.z_dim), decoder=Decoder(case.z_dim))
+    return VAE(VAEConfig(input_dim=(784,), latent_dim=Z_DIM, reconstruction_loss="bce"), Encoder(), Decoder())
 
 
-def build_training(case):
+def build_update():
     """Return a function that makes one update on x (B, 784)."""
-    model = build_model(case)
+    model = build_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def update(x):

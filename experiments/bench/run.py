@@ -1,137 +1,75 @@
-"""Throughput, memory and distance from the machine's limit, beside pythae and Pyro: `python -m experiments bench`.
+"""Throughput beside pythae and Pyro, and what training costs: `python -m experiments bench`.
 
-Writes results/bench.json and _images/throughput.png; with --scaling, how cost grows to results/bench-scaling.json. A
-smoke run, in which all is tiny, writes to preview/smoke. Numbers of one run belong together: its cases took turns.
-Those of two runs on a shared machine may not compare.
+Writes results/bench.json, a smoke run of tiny batches below preview/smoke. On a shared machine compare the numbers of
+one throughput row, which take turns, and not those of two.
 """
 
-import os
-import platform
-import re
 import time
-from collections import defaultdict
 from importlib.metadata import version
-from pathlib import Path
+from importlib.util import find_spec
 from statistics import median
 
 import torch
 
-from experiments import runner
-from experiments.bench.limits import limit_seconds, limiting_calls
-from experiments.bench.measure import interleave, median_ratio, peak_mib
-from experiments.bench.plan import SMOKE, Plan
-from experiments.bench.report import HEADER, line, throughput
-from experiments.bench.steps import DTYPES, MISSING, WHAT, Case, build_step, random_images
+from experiments import SMOKE, runner
+from experiments.bench.epoch import PEERS, build_epoch, cost, random_images
 
-SLOW_BF16 = 4  # times slower than fp32: beyond that, the processor only imitates bf16
-
-
-def machine():
-    """Return what the numbers depend on: processor, its cores, graphics processor."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu}
+THROUGHPUT = [
+    {"what": "m1", "batch": 500, "peer": "pythae"},
+    {"what": "m2_exact", "batch": 500, "peer": "pyro"},
+    {"what": "m2_topk", "batch": 1000, "peer": "pyro"},
+]
+COST = [
+    *({"what": what, "batch": 100, "num_classes": n} for what in ("m2_exact", "m2_topk") for n in (10, 100, 1000)),
+    *({"what": "m2_topk", "batch": 100, "x_shape": shape} for shape in ((1, 28, 28), (3, 32, 32), (3, 64, 64))),
+    *({"what": "m1", "batch": batch} for batch in (20, 100, 500, 2000)),
+]
 
 
-class Bench:
-    """Collects what the groups of a plan leave, and prints each record as it comes."""
-
-    def __init__(self, plan):
-        self.plan, self.measurements, self.scaling, self.ratios, self.left_out = plan, [], defaultdict(list), {}, []
-        self.rates = defaultdict(list)  # (device, threads, "fp32", "bf16" or "copy") -> one value per round
-
-    def group(self, cases, rounds, clock=time.perf_counter):
-        """Measure cases of one device and number of threads, in turns with what sets their limit; return records."""
-        device, threads = cases[0].device, cases[0].threads
-        torch.set_num_threads(threads)
-        calls, work = limiting_calls({case.dtype: None for case in cases}, device)
-        calls |= {case: build_step(case, random_images(device, x_shape=case.x_shape)) for case in cases}
-        times = interleave(calls, rounds, self.plan.seconds, clock)
-        rates = {name: [work[name] / seconds for seconds in times[name]] for name in work}
-        for name, values in rates.items():
-            self.rates[device, threads, name] += values
-        for name, (ours, peer) in self.plan.pairs().items():
-            if {ours, peer} <= times.keys():
-                self.ratios[name] = median_ratio(times[peer], times[ours])
-        records = [
-            vars(case)
-            | {
-                "images_per_second": case.batch / median(times[case]),
-                "peak_mib": peak_mib(case),
-                "fraction_of_limit": median_ratio(limit_seconds(case, rates), times[case]),
-            }
-            for case in cases
-        ]
-        print(*map(line, records), sep="\n", flush=True)
-        return records
-
-    def grid(self):
-        """Measure throughput, memory and limits of every batch size."""
-        what, dtypes = [name for name in WHAT if name not in MISSING], list(DTYPES)
-        self.left_out += [f"{w}: not installed; pip install -e '.[bench]'" for w in WHAT if w in MISSING]
-        times = interleave(limiting_calls(DTYPES, "cpu")[0], rounds=3, seconds=0.01)
-        slowdown = median_ratio(times["bf16"], times["fp32"])  # below 1 where the processor has bf16
-        if slowdown > SLOW_BF16:
-            dtypes.remove("bf16")
-            self.left_out.append(f"bf16 but for one ratio: products in it take {slowdown:.0f} times as long as in fp32")
-        print(*(f"LEFT OUT: {text}" for text in self.left_out), HEADER, sep="\n", flush=True)
-        gpu_groups = self.plan.gpu_grid(what) if torch.cuda.is_available() else []
-        for cases in filter(None, self.plan.grid(what, dtypes) + gpu_groups):
-            self.measurements += self.group(cases, self.plan.rounds)
-        for case in (Case("m1", self.plan.batch), Case("m2_exact", self.plan.batch)):
-            near = [r["fraction_of_limit"] for r in self.measurements if vars(case).items() <= r.items()]
-            self.ratios |= {f"{case.what}_fp32_of_limit": fraction for fraction in near}
-
-    def scale(self):
-        """Measure how time and memory grow with labels, pixels, images, latents and samples, in one thread.
-
-        Time is the processor's, which other programs on the machine change least.
-        """
-        for name, steps, batch, values in self.plan.scaling:
-            cases = [Case(what, **{"batch": batch, "threads": 1, name: n}) for what in steps for n in values]
-            for record in self.group(cases, self.plan.scaling_rounds, time.process_time):
-                kept = {key: record[key] for key in ("what", "batch", name, "peak_mib", "fraction_of_limit")}
-                seconds = {"cpu_seconds_per_1000_images": 1000 / record["images_per_second"]}
-                self.scaling[name].append(kept | seconds)
-
-    def median_rates(self, names, unit):
-        """Return records of the measured rates called `names`, in billions per second."""
-        return [
-            {"device": device, "threads": threads, "dtype": name, unit: median(values) / 1e9}
-            for (device, threads, name), values in self.rates.items()
-            if name in names
-        ]
-
-    def result(self):
-        """Return everything, for the file."""
-        packages = {"pythae_m1": "pythae", "pyro_m2": "pyro-ppl"}
-        peers = {name: version(name) for what, name in packages.items() if what not in MISSING}
-        return {
-            "ratios": self.ratios,
-            "measurements": self.measurements,
-            "gemm": self.median_rates(DTYPES, "gflop_per_second"),
-            "bandwidth": self.median_rates(["copy"], "gb_per_second"),
-            "left_out": self.left_out,
-            "machine": machine(),
-            "versions": runner.versions() | peers,
-        }
+def take_turns(calls, rounds):
+    """Return the seconds of each of the named `calls` in each round, after a first one, which warms up."""
+    seconds = {name: [] for name in calls}
+    for _ in range(1 + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def scaling():
-    """Measure how cost grows, print a table, and write the file."""
-    run = Bench(SMOKE if runner.SMOKE else Plan())
-    print(HEADER)
-    run.scale()
-    result = {"scaling": run.scaling, "machine": machine(), "versions": runner.versions()}
-    runner.write_result(result, runner.RESULTS / "bench-scaling.json")
+def median_ratio(numerators, denominators):
+    """Return the median over rounds of one's time over the other's in the same round."""
+    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def throughput(what, batch, peer):
+    """Return images per second and ours over the peer's, in float32; ours also in bfloat16 where there is such."""
+    torch.set_num_threads(2)
+    images = random_images(batch)
+    dtypes = ["fp32", "bf16"] if runner.has_bf16() else ["fp32"]
+    calls = {dtype: build_epoch(images, batch, what, bf16=dtype == "bf16") for dtype in dtypes}
+    if find_spec(peer):
+        calls[peer] = build_epoch(images, batch, peer)
+    else:
+        print(f"LEFT OUT: {peer} is not installed; pip install '.[bench]'")
+    times = take_turns(calls, rounds=1 if SMOKE else 5)
+    rates = {name: len(images) / median(seconds) for name, seconds in times.items()}
+    ratios = {dtype: median_ratio(times[peer], times[dtype]) for dtype in dtypes if peer in times}
+    return {"images_per_second": rates, "over_peer": ratios}
+
+
+def measured(measure, rows):
+    """Return the `rows`, each with what `measure` says of it, and what the numbers depend on."""
+    records = []
+    for row in rows:
+        smaller = {"batch": 4} if SMOKE else {}
+        records.append(row | smaller | measure(**row | smaller))
+        print(records[-1], flush=True)
+    peers = {package: version(package) for peer, package in PEERS.items() if find_spec(peer)}
+    return {"rows": records, "machine": runner.machine(), "versions": runner.versions() | peers}
 
 
 def bench():
-    """Measure, print a table, and write file and figure."""
-    run = Bench(SMOKE if runner.SMOKE else Plan())
-    run.grid()
-    runner.write_result(run.result(), runner.RESULTS / "bench.json")
-    figure = throughput(run.measurements, run.plan.batch)
-    runner.write_figure(figure, runner.ROOT / "_images" / "throughput.png")
-    print(*(f"{name}: {value:.3g}" for name, value in run.ratios.items()), sep="\n")
+    """Measure, print each row as it comes, and write the file."""
+    result = {"throughput": measured(throughput, THROUGHPUT), "cost": measured(cost, COST)}
+    runner.write_result(result, runner.RESULTS / "bench.json")
