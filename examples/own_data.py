@@ -14,7 +14,7 @@ from vae.evaluation import error_rate
 from vae.networks import Classifier
 from vae.recipes import LabelsRecipe, train_on_labels
 
-NUM_LABELED, NUM_VALID, NUM_TEST = 70, 100, 200
+NUM_LABELED, NUM_VALID, NUM_TEST = 70, 100, 200  # at least 35 labeled: so many are in a batch
 
 
 def load(generator):
@@ -33,7 +33,7 @@ order = order[(labels[order] < 0).int().argsort(stable=True)]  # those with a la
 valid, test, train = order.split([NUM_VALID, NUM_TEST, len(order) - NUM_VALID - NUM_TEST])
 data = DataSet("digits", int(labels.max()) + 1, *(t[part] for part in (train, valid, test) for t in (images, labels)))
 
-y = hide_labels(data.train_labels, NUM_LABELED, generator)  # leave this out if your labels are few already
+y = hide_labels(data.train_labels, NUM_LABELED, generator)  # or y = data.train_labels, if your labels are few already
 batches = SemiSupervisedBatches(data.train_images, y, 35, 50, generator, binarize)
 baseline = Classifier(data.x_shape, data.num_classes, (128,), network=ConvNet)
 train_on_labels(baseline, batches, LabelsRecipe(epochs=30))

@@ -39,7 +39,7 @@ def parse(arguments):
             "--jobs", type=positive, help="processes, of one thread each; by default one for each core"
         )
         training.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
-    command("table", "write the tables of docs/ and their figure, from what is in results/")
+    command("table", "write the tables and numbers of README and docs/, and their figure, from results/")
     notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures")
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
     command("weights", "write the models that come with the package, in half precision, as trained")

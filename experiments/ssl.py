@@ -59,7 +59,7 @@ def compare(data_name, method, num_labeled, split, config, m1, folder):
 
 
 def _mean_bound(bound, data_set):
-    """Return the mean of a bound on log p(x), which needs no label, over binarized validation images."""
+    """Return the mean over binarized validation images of a bound on log p(x); it needs no label."""
     x = binarize(data_set.valid_images, torch.Generator(data_set.valid_images.device).manual_seed(0))
     return round(evaluate_mean(bound, x), 2)
 

@@ -89,7 +89,7 @@ def test_labels_out_of_range_or_that_would_broadcast_by_accident_are_refused():
     known, unknown, may_lack = label_doors()
     for doors, y, complaint in (
         (known, [0, 1, 4], "in 0…3, .*not 0…4"),
-        ([*known, *unknown], [-1, 0, 3], "not -1…3; −1, for no label, is for the rows to train on alone"),
+        ([*known, *unknown], [-1, 0, 3], "not -1…3; only training rows may have −1, for none"),
         (may_lack, [-2, 0, 3], "not -2…3"),
         (known[:1], [[0], [1], [3], [2]], r"not \(4, 1\)"),
         (known[:1], [0], r"not \(1,\)"),

@@ -35,7 +35,10 @@ def test_a_data_set_refuses_what_no_model_can_use_and_says_which_part(stripes, p
         (x, y - 2, "labels must be whole numbers in 0…2.* not -2…0"),
     ]
     if part != "train":  # which sets the shape, and where −1 stands for a label that is not known
-        wrong += [(x.flatten(1), y, r"must be .*float32 \(1, 4, 6\), not .*24"), (x, y - 1, "−1, for no label")]
+        wrong += [
+            (x.flatten(1), y, r"must be .*float32 \(1, 4, 6\), not .*24"),
+            (x, y - 1, "only training rows may have −1"),
+        ]
     for images, labels, complaint in wrong:
         with pytest.raises(ValueError, match=f"stripes, {part} images: .*{complaint}"):
             replace(stripes, **{f"{part}_images": images, f"{part}_labels": labels})

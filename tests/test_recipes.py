@@ -197,11 +197,12 @@ def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
         ({"num_labeled": 18}, []),
         ({"hidden_dims": (19,)}, []),
         ({"label_scale": 3}, ["labels"]),  # encoder and decoder only learn later
-        ({"alpha_per_image": 0.1}, ["labels"]),
-        ({"topk": 2}, ["labels"]),
+        ({"alpha_per_image": 0.1}, []),
+        ({"alpha_per_image": 1 + 1e-9}, []),  # which no loss in float32 can show
+        ({"topk": 2}, []),
         ({"weight_prior": 1}, []),
         ({"lr": 2e-3}, []),
-        ({"unfrozen_epochs": 2}, ["labels", "frozen"]),
+        ({"unfrozen_epochs": 2}, []),
     ],
 )
 def test_a_stage_is_taken_from_its_checkpoint_only_if_it_would_compute_the_same(

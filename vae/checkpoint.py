@@ -101,7 +101,7 @@ class Run:
             )
         start = copy.deepcopy(self.state())  # a forward pass may move a running mean, for example
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # another number of them would round otherwise
+        torch.set_num_threads(1)  # with more of them the loss would be rounded otherwise
         first_loss = loss_fn(next(iter(batches))).item()
         torch.set_num_threads(threads)
         self.restore(start)
@@ -116,7 +116,7 @@ class Run:
         self.identity = plain_values(self.identity | first_step)
 
     def state(self):
-        """Return what the next step depends on, besides its batch."""
+        """Return what the next step depends on, besides the data."""
         random = {"cpu": torch.get_rng_state(), "batches": self.generator.get_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)

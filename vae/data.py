@@ -15,7 +15,7 @@ NO_LABEL = -1  # in place of a label: there is none, as in scikit-learn
 
 
 def check_labels(y, num_rows, num_classes=None, lowest=0):
-    """Raise ValueError, with what to do, unless y (N,) is torch.long, in 0…K − 1, or from `lowest` on."""
+    """Raise ValueError, with what to do, unless y (N,) is torch.long, from `lowest` to K − 1, if K is known."""
     allowed = f"0…{num_classes - 1}" if num_classes else "0, 1, …"
     right = f"labels must be whole numbers in {allowed}, one for each of {num_rows} rows"
     if not torch.is_tensor(y) or y.dtype != torch.long:
@@ -24,7 +24,7 @@ def check_labels(y, num_rows, num_classes=None, lowest=0):
     if y.shape != (num_rows,):
         raise ValueError(f"{right}, not {tuple(y.shape)}: y.squeeze(1) of a column, y.argmax(1) of one-hot rows")
     if len(y) and (y.min() < lowest or (num_classes and y.max() >= num_classes)):
-        raise ValueError(f"{right}, not {y.min()}…{y.max()}; −1, for no label, is for the rows to train on alone")
+        raise ValueError(f"{right}, not {y.min()}…{y.max()}; only training rows may have −1, for none")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class DataSet:
 def hide_labels(y, num_labeled, generator):
     """Return the labels y (N,) with −1 for all but `num_labeled` of them, drawn at random.
 
-    Every class 0…max(y) keeps as many, or one more; where some class has too few, each keeps its share, at least one.
+    Every class 0…max(y) keeps the same number, or one more; where some class has too few, each keeps its share, and
+    at least one.
     Raises ValueError for a class without rows, and for counts below one per class or above what there is.
     """
     check_labels(y, len(y), lowest=NO_LABEL)

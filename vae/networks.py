@@ -38,8 +38,8 @@ class MLP(Module):
 
     The embedding is what a one-hot y, concatenated to the input, would add: W [x, one_hot(y)] = W_x x + W_y[:, y].
     Written so, the wide product W_x x is computed once per example, however many labels broadcast against it.
-    Embeddings start at Normal(0, 1), many times a linear layer's scale: a label that can hardly be seen at first tends
-    to go unused, because by then the latents have learned to say what it would have said.
+    Embeddings start at Normal(0, 1), in `build_m2` at Normal(0, 3²), many times a linear layer's scale: a label that
+    can hardly be seen at first tends to go unused, because the latents learn to say what it would have said.
     """
 
     def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0, activation=nn.ReLU):

@@ -77,7 +77,7 @@ class LabelsRecipe(Recipe):
 
 
 def train_on_labels(classifier, batches, recipe, folder=None, **options):
-    """Train a Classifier on the labeled rows of `SemiSupervisedBatches`: all of it, or as a linear probe."""
+    """Train a Classifier on the labeled rows of `SemiSupervisedBatches`: all of it, or what no encoder has trained."""
     loss, learner = cross_entropy(classifier, batches), classifier.new_layers
     return fit(loss, learner, batches, recipe, folder, epochs=recipe.epochs, name="labels", **options)
 
@@ -110,7 +110,7 @@ class M2Recipe(Recipe):
     frozen_epochs: int = 3
     unfrozen_epochs: int = 75
     lr: float = 2e-3
-    alpha_per_image: float = 1  # α / N: what the labels' cross-entropy weighs [2, equation 9]; 0.1 in the paper
+    alpha_per_image: float = 1  # α / N, the weight of the labels' mean cross-entropy [2, equation 9]; the paper has 0.1
     topk: int | None = 1  # labels summed exactly, one more is drawn for all the others; or None: all, exactly
 
 
@@ -123,8 +123,8 @@ M1M2_RECIPE = M2Recipe(
 def m2_loss(m2, batches, recipe, marginalize=marginalize):
     """Return the loss of M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9].
 
-    It is minus `objectives.m2_objective`, which is the higher the better. `marginalize` sums over all labels where the
-    recipe does not say how many; ValueError if it says too many.
+    It is minus `objectives.m2_objective`, which is the higher the better. `marginalize` is how all
+    labels are summed, where `recipe.topk` is None. Raises ValueError for a topk of K or more.
     """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * batches.num_rows
@@ -151,7 +151,7 @@ def train_m2(m2, batches, recipe, folder=None, **options):
     ]
     history = []
     for name, learner, loss, epochs in stages:
-        m2.classifier.requires_grad_(name != "frozen")
+        m2.classifier.requires_grad_(name != "frozen")  # where encoder and decoder alone learn
         if epochs:
             history += fit(loss, learner, batches, recipe, folder, epochs=epochs, name=name, **options)
     return history

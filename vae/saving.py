@@ -31,12 +31,12 @@ class Module(nn.Module):
         if args or kwargs:  # a copy has them already
             bound = inspect.signature(cls).bind(*args, **kwargs)
             bound.apply_defaults()
-            named = dict(zip(bound.arguments, bound.args, strict=False)) | bound.kwargs  # **options, too
+            named = dict(zip(bound.arguments, bound.args, strict=False)) | bound.kwargs  # what **options hold, too
             self.__dict__["arguments"] = {name: _plain(value) for name, value in named.items()}
         return self
 
     def extra_repr(self):
-        """Say what the module was made with, as it is now: a part of what `print` shows."""
+        """Show what the module was made with, in today's values: a part of what `print` shows."""
         now = {name: _plain(getattr(self, name, value)) for name, value in self.arguments.items()}
         return ", ".join(f"{name}={value!r}" for name, value in now.items() if not isinstance(value, nn.Module))
 
@@ -44,7 +44,8 @@ class Module(nn.Module):
         """Write parameters and architecture to `path`, atomically; `about`, plain values, is kept with them.
 
         `dtype`, such as torch.float16, is what parameters are stored in. Raises TypeError, and writes nothing, unless
-        `load` would give this model: made with subclasses of Module, activations, tensors and plain values, and so now.
+        `load` would give this model: made with subclasses of Module, activations, tensors and plain values, and not
+        changed since.
         """
         tensors = {name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}
         if dtype:

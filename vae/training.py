@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,11 +15,12 @@ from vae.checkpoint import Run, plain_values
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How `fit` optimizes: the learning rate is `lr` where `schedule` is "constant".
+    """How `fit` optimizes.
 
-    In "one cycle" (Smith & Topin 2018) it rises to `lr` and falls again, and the momentum inversely. The prior on the
-    weights is Normal(0, 1 / weight_prior), 1 in both papers, and 0 for none: what training maximizes is then
-    log p(weights) / N more, N training rows. `bf16` runs the layers in bfloat16 in training.
+    The learning rate is `lr` where `schedule` is "constant"; in "one cycle" (Smith & Topin 2018) it rises to `lr` and
+    falls again, and the momentum inversely. The prior on the weights is Normal(0, 1 / weight_prior), 1 in both papers,
+    and 0 for none: training then also maximizes log p(weights) / N, N training rows. `bf16` runs the layers in bfloat16
+    in training.
     """
 
     lr: float = 1e-3
@@ -42,24 +43,23 @@ def fit(
     strict=False,
     verbose=True,
 ):
-    """Minimize `loss_fn(batch)` over `model`'s parameters by Adam, as a `Recipe` says, for `epochs` times `batches`.
+    """Minimize `loss_fn(batch)` over `model`'s parameters by Adam, as a `Recipe` says, in `epochs` passes of `batches`.
 
     `before_epoch(epoch)`, from 0, may change what the loss is made of. Returns the history, one dict per epoch: the
     mean loss, the updates and CPU seconds that it took, and what `evaluate()`, a dict of numbers, says after it. The
     model ends in evaluation mode. `verbose=False` is silent but for what is taken from a file.
 
     With `folder`, the run is saved to NAME.pt in it after each epoch and resumed from it, bit for bit; a finished run
-    is taken as it is, and a line says so. A run is known by what it computes: its settings, the data, the parameters
-    that learn, the generators' states and the loss of its first batch. The file of another run is kept under another
-    name, a line says why, and training starts anew; with `strict` it raises OtherRunError, a ValueError.
+    is taken as it is, and a line says so. A run is known by its recipe and by what it computes: the data, the
+    parameters that learn, the generators' states and the loss of its first batch. The file of another run is kept under
+    another name, a line says why, and training starts anew; with `strict` it raises OtherRunError, a ValueError.
 
     Raises ValueError for batches that cannot be resumed (those of `vae.data` can), and FloatingPointError as soon as a
     loss, or a parameter after an epoch, is not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
-    settings = {"name": name, "epochs": int(epochs), "steps_per_epoch": len(batches)}
-    settings |= {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    settings = asdict(recipe) | {"name": name, "epochs": int(epochs), "steps_per_epoch": len(batches)}
     run = Run(settings, model, *_optimizer(model, batches, recipe, int(epochs)), getattr(batches, "generator", None))
     path, history = None, []
     if folder:
@@ -95,7 +95,7 @@ def fit(
 
 def _optimizer(model, batches, recipe, epochs):
     """Return the optimizer and the schedule of its learning rate. ValueError for a schedule that is not known."""
-    lr, weight_decay = float(recipe.lr), 0.0  # a number of NumPy could not be read from a file
+    lr, weight_decay = float(recipe.lr), 0.0  # np.float64 could not be read from a checkpoint
     if recipe.weight_prior:
         weight_decay = float(recipe.weight_prior / batches.num_rows)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
@@ -107,7 +107,7 @@ def _optimizer(model, batches, recipe, epochs):
 
 
 def _progress_bar(name, done, total, verbose):
-    """A line on stdout, rewritten while training runs and then gone: a notebook keeps no trace of it. Not in a file."""
+    """A line on stdout, rewritten while training runs and then gone: a notebook keeps no trace of it. Off in a file."""
     live = sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
     looks = {"bar_format": "{desc}: {percentage:3.0f} %{postfix}, {remaining} left", "leave": False, "mininterval": 0.5}
     return tqdm(desc=name, initial=done, total=total, file=sys.stdout, disable=not (live and verbose), **looks)
