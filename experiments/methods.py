@@ -40,8 +40,8 @@ class Task:
 
     def batches(self, rows, method, transform):
         """Return batches of `rows` (N, …), one for each training image, of the method's sizes."""
-        known = method.labeled_batch_size and min(method.labeled_batch_size, int((self.y != NO_LABEL).sum()))
-        return SemiSupervisedBatches(rows, self.y, known, method.unlabeled_batch_size, self.generator, transform)
+        labeled_size = method.labeled_batch_size and min(method.labeled_batch_size, int((self.y != NO_LABEL).sum()))
+        return SemiSupervisedBatches(rows, self.y, labeled_size, method.unlabeled_batch_size, self.generator, transform)
 
     def options(self, model, evaluate):
         """Return how `model` is trained: `evaluate(model)` is asked after each epoch, files of another run refused."""
@@ -52,7 +52,7 @@ class Task:
 class Method:
     """What all methods have: `m1` says on which M1 one builds, if it does."""
 
-    m1: M1Config | None = DEEP
+    m1: M1Config | None = None
 
     def smoke(self):
         """Return the method with at most one epoch of each stage, and five of M1, which then uses its latents."""
@@ -87,6 +87,7 @@ class Supervised(Method):
 class OnLatents(Method):
     """A scikit-learn classifier of M1's posterior means, by its name in ESTIMATORS, made with `options`."""
 
+    m1: M1Config = DEEP
     estimator: str = "SVC"
     options: dict = field(default_factory=dict)
     num_unlabeled: int = 0  # unlabeled images that it sees, with the label −1
@@ -146,6 +147,7 @@ class M2(Method):
 class M1M2(Method):
     """M2 on M1's latents, M1 fixed."""
 
+    m1: M1Config = DEEP
     z_dim: int = 50
     hidden_dims: tuple = (500,)
     labeled_batch_size: int | None = None  # all of them in an epoch, as in the authors' code
@@ -198,8 +200,8 @@ SOFTPLUS = replace(
 SPREADING = {"kernel": "knn", "n_neighbors": 10, "alpha": 0.8, "max_iter": 100}
 
 COMPARISON = {  # of all numbers of labels; the keys of this and the next two name files
-    "mlp": Row("labels only: MLP", Supervised(m1=None)),
-    "m1mlp": Row("linear probe on M1's encoder", Supervised()),
+    "mlp": Row("labels only: MLP", Supervised()),
+    "m1mlp": Row("linear probe on M1's encoder", Supervised(m1=DEEP)),
     "m1knn": Row("M1 + nearest neighbour", OnLatents(estimator="KNeighborsClassifier", options={"n_neighbors": 1})),
     "m1svm": Row("M1 + SVM", OnLatents(estimator="SVC", options={"C": 1})),
     "m1spread": Row(

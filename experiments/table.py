@@ -51,7 +51,7 @@ def written(values, digits=2):
     return " ± ".join(texts).replace("-", "−") or "–"
 
 
-def test_errors(results):
+def errors_by_count(results):
     """Return {number of labels: (mean, standard deviation) of the test error in %} of one method."""
     return {n: spread([cell["test_error"] for cell in cells]) for n, cells in results.items()}
 
@@ -65,7 +65,7 @@ def markdown(results, paper=PAPER, others=OTHERS):
     """Return the comparison's table: ours with its number of splits, and published numbers, per number of labels."""
     counts, lines = sorted({n for cells in results.values() for n in cells}), []
     for key, cells in results.items():
-        errors, first = test_errors(cells), cells[min(cells)]
+        errors, first = errors_by_count(cells), cells[min(cells)]
         ours = [f"**{written(errors[n])}** ({len(cells[n])})" if n in cells else "–" for n in counts]
         minutes, updates = (mean(cell[what] for cell in first) for what in ("cpu_minutes", "updates"))
         lines.append([BY_KEY[key].title, *ours, f"{minutes:.1f}, {updates:,.0f}" if updates else f"{minutes:.1f}"])
@@ -123,7 +123,7 @@ def errors_against_labels(results):
         axis.errorbar(list(errors), means, deviations, fmt=line, capsize=3, **style)
 
     for key in (key for key in DRAWN if key in results):
-        errors, style = test_errors(results[key]), {"color": MODELS.get(key, "0.6")}
+        errors, style = errors_by_count(results[key]), {"color": MODELS.get(key, "0.6")}
         style["linewidth"] = 2.2 if key in MODELS else 1
         draw(errors, "o-", **style)
         place = {"xytext": (8, DRAWN[key]), "textcoords": "offset points", "va": "center", "annotation_clip": False}
@@ -152,7 +152,7 @@ def values():
         "ablations": ablations_markdown(read_results(RESULTS, ["m2_short", *ABLATIONS])),
         "fashion": markdown(read_results(RESULTS.parent / "fashion-mnist", COMPARISON), {}, {}),
     }
-    errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in test_errors(cells).items()}
+    errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in errors_by_count(cells).items()}
     story = read_results(RESULTS, STORY)
     curves = {key: f"{STORY[key].title} (`{key}`) | {errors_after(cells[100])}" for key, cells in story.items()}
     groups = [group for group in m1.GROUPS if not group.startswith("latents")]

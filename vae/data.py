@@ -199,13 +199,13 @@ class SemiSupervisedBatches:
             _check_batch_size(unlabeled_batch_size, self.num_unlabeled, "unlabeled_batch_size")
         else:
             unlabeled_batch_size = 1  # of no rows
-        passes = self.num_unlabeled // unlabeled_batch_size
+        unlabeled_batches = self.num_unlabeled // unlabeled_batch_size
         if labeled_batch_size is None:
-            labeled_batch_size = max(1, self.num_labeled // max(1, passes))
+            labeled_batch_size = max(1, self.num_labeled // max(1, unlabeled_batches))
         _check_batch_size(labeled_batch_size, self.num_labeled, "labeled_batch_size")
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         more_labels = self.num_labeled > self.num_unlabeled
-        self.num_batches = num_batches or (self.num_labeled // labeled_batch_size if more_labels else passes)
+        self.num_batches = num_batches or (self.num_labeled // labeled_batch_size if more_labels else unlabeled_batches)
         self.tensors = {"x": self.x, "y": y}
 
     def __len__(self):
