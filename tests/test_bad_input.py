@@ -16,7 +16,7 @@ from vae.evaluation import active_latents, elbo_terms, error_rate, log_likelihoo
 from vae.gaussian import GaussianDecoder, OptimalGaussianDecoder
 from vae.models import VAE, AutoEncoder
 from vae.networks import BernoulliDecoder, Classifier, Encoder
-from vae.recipes import M1Recipe, train_m1
+from vae.recipes import M1Recipe, build_m1, train_m1
 from vae.training import Recipe, fit
 
 X, Y = torch.full((3, 6), 0.5), torch.zeros(3, dtype=torch.long)
@@ -47,7 +47,7 @@ def doors():
         (X[0], r"\(batch, 6\) and a row, not \(6,\)"),
         (X.view(3, 2, 3), r"\(batch, 6\) and a row, not \(3, 2, 3\)"),
         (X.double(), r"x is torch.float64 and the model torch.float32.*x.float\(\)"),
-        (X.bfloat16(), r"x is torch.bfloat16 and the model torch.float32.*fit\(bf16=True\)"),
+        (X.bfloat16(), r"x is torch.bfloat16 and the model torch.float32.*Recipe\(bf16=True\)"),
         (torch.ones(3, 6, dtype=torch.uint8), r"x is torch.uint8 .*x.float\(\)"),
     ],
 )
@@ -118,7 +118,7 @@ def auto_encoder():
 of_real = partial(VAE, Encoder(6, 2, [5]), GaussianDecoder(2, 6, [5]))
 AT_LEAST_1, OF_LABELS = r"= 0 .*must be at least 1", "num_classes needs labels, and one made without takes none"
 REFUSED = {
-    "a model in bfloat16": (lambda: m1().bfloat16().elbo(X.bfloat16()), r"fit\(bf16=True\)"),
+    "a model in bfloat16": (lambda: m1().bfloat16().elbo(X.bfloat16()), r"Recipe\(bf16=True\)"),
     "real data with NaN": (lambda: of_real().elbo(X * torch.nan), "finite"),
     "real data that are infinite": (lambda: of_real().elbo(X * torch.inf), "finite"),
     "what an auto-encoder cannot compare": (lambda: auto_encoder()(X * torch.nan), "pixels must lie in"),
@@ -126,6 +126,11 @@ REFUSED = {
     "what is no gray level": (lambda: dequantize(-X, GENERATOR), "pixels must lie in"),
     "labels that are no list": (lambda: m2().sample(5, torch.arange(4).unsqueeze(1)), "one for each of 5 rows"),
     "a column of guesses": (lambda: error_rate(lambda x: x[:, :1].long(), X, Y), r"one label an image.*not \(3, 1\)"),
+    "labels of other classes": (lambda: error_rate(m2().classify, X, Y + 1), r"in 0…3, .*not 4…"),
+    "parts that do not fit": (
+        lambda: VAE(m1().encoder, build_m1(7, 2, (5,)).decoder),
+        r"of x \(6,\), but .* of \(7,\)",
+    ),
     "a single class": (lambda: Classifier(6, 1, [5]), "num_classes = 1 must be at least 2"),
     "channels last": (lambda: Encoder((64, 60, 3), 2, [5], network=ConvNet), r"\(64, 60, 3\).*x.permute\(0, 3, 1, 2\)"),
     "the same": (lambda: BernoulliDecoder(2, (28, 28, 1), [5], network=DeconvNet), r"x.permute\(0, 3, 1, 2\)"),

@@ -92,7 +92,7 @@ def test_help_is_shown_on_a_terminal_that_knows_only_ascii():
 
 def test_a_checkpoint_of_other_settings_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("vae.recipes.fit", fit)
-    checkpoint = tmp_path / "checkpoints/ssl/mnist/mlp-100-0/labels.pt"
+    checkpoint = tmp_path / "checkpoints/ssl/mnist/mlp-100-0/labels only.pt"
     row = BY_KEY["mlp"]
     small = replace(row.method.smoke(), hidden_dims=(20,))
     for lr in (1e-3, 2e-3):

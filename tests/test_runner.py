@@ -157,7 +157,7 @@ def test_a_disk_that_cannot_be_written_to_keeps_what_is_there_and_the_error_says
 
     def evaluate():
         epochs.append(1)
-        if len(epochs) == 2:
+        if len(epochs) == 3:  # the first is before training
             spoil()
         return {}
 

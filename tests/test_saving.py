@@ -134,6 +134,13 @@ def test_half_precision_is_rounded_and_comes_back_as_float32_and_double_as_it_is
         assert torch.equal(new, old.half().float() if old.is_floating_point() else old)
     m1().double().save(path)
     assert {p.dtype for p in load(path).parameters()} == {torch.float64}
+    nn.init.constant_(model.m1.decoder.network.output.bias, 1e5)
+    for dtype, what in (
+        (torch.float16, "m1.decoder.network.output.bias holds 100000, too large"),
+        (torch.int8, "must be"),
+    ):
+        with pytest.raises(TypeError, match=what):
+            model.save(path, dtype=dtype)
 
 
 def test_an_architecture_that_no_file_can_say_is_refused_before_anything_is_written(tmp_path):
@@ -166,6 +173,7 @@ CHANGES = [  # what is set, to what, and what the error says
     ("decoder.scale_limits", lambda m: [1, 2], r"decoder is .*scale_limits=\(1, 2\).* it .*scale_limits=None"),
     ("prior_mean", lambda m: torch.ones(4), r"these tensors: .* prior_mean:.*shape torch.Size\(\[4\]\)"),
     ("more", lambda m: nn.Parameter(torch.ones(4)), 'these tensors: .* "more"'),
+    ("decoder.forward", lambda m: m.decoder.forward, "decoder has a hook or a forward of its own"),
     ("decoder.network.input.bias", lambda m: m.encoder.network.hidden[1].bias, f"{HIDDEN}.1.bias .*are one tensor"),
 ]
 
@@ -201,8 +209,13 @@ def test_a_class_of_ones_own_may_have_no_arguments_and_one_that_is_named_as_ours
 
     Nothing().save(tmp_path / "nothing")
     assert type(load(tmp_path / "nothing")) is Nothing
+
+    class ReLU(saving.Module):
+        """Not PyTorch's."""
+
     m1().save(tmp_path / "m1")
     assert type(load(tmp_path / "m1").encoder) is not Encoder
+    assert type(load(tmp_path / "m1").encoder.network.hidden[0]) is nn.ReLU
 
 
 def test_a_damaged_file_is_refused_with_its_path_and_no_flipped_bit_goes_unseen(tmp_path):

@@ -33,7 +33,9 @@ def batches():
     return Batches(torch.rand(20, 1), 5, torch.Generator())
 
 
-def train(folder=None, *, fail_at=None, seed=1, width=8, brightest=1, power=2, epochs=4, recipe=STEEP, **options):
+def train(
+    folder=None, *, fail_at=None, seed=1, width=8, brightest=1, power=2, slope=1, epochs=4, recipe=STEEP, **options
+):
     """Train for 5 steps an epoch, noise in batches, loss and evaluation, the epoch in the loss; killed at a step."""
     torch.manual_seed(seed)
     model, rows = network(width), torch.linspace(0, brightest, 60).view(20, 3)
@@ -47,7 +49,8 @@ def train(folder=None, *, fail_at=None, seed=1, width=8, brightest=1, power=2, e
     def loss_fn(x):
         if next(steps) == fail_at:
             raise Killed
-        return weight * (model(x + torch.randn_like(x)) - x).abs().pow(power).mean()
+        loss = weight * (model(x + torch.randn_like(x)) - x).abs().pow(power).mean()
+        return loss + (slope - 1) * (loss - loss.detach())
 
     def evaluate():
         return {"error": (model(torch.randn(9, 3)) ** 2).mean().item()}
@@ -120,6 +123,8 @@ def test_a_finished_run_is_taken_as_it_is_and_says_so_even_when_it_is_to_be_sile
         ({"brightest": 0.9}, "data"),
         ({"width": 9}, "initial parameters"),
         ({"power": 4}, "loss of the first batch"),
+        ({"slope": 2}, "its gradient"),  # of a loss of the same value
+        ({"evaluate": lambda: {"error": 1}}, "evaluation before training"),
         ({"epochs": 5}, "epochs 4 instead of 5"),
         ({"recipe": Recipe(lr=0.02)}, "lr 0.01 instead of 0.02"),
         ({"recipe": Recipe(lr=0.01, schedule="constant")}, "schedule one cycle instead of constant"),

@@ -54,7 +54,7 @@ def checksum(tensors):
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -92,28 +92,39 @@ class Run:
         self.device, self.generator = next(model.parameters()).device, generator
         self.parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
 
-    def identify(self, loss_fn, batches):
-        """Add what the first step depends on to the identity. ValueError for batches that cannot be resumed."""
+    def identify(self, loss_fn, batches, evaluate):
+        """Add to the identity what the run starts from, and what it computes first; ValueError for other batches.
+
+        That is the data, parameters, generators, loss and gradient of the first batch, and the first evaluation.
+        """
         if not hasattr(batches, "tensors"):
             raise ValueError(
                 f"a run on a {type(batches).__name__} cannot be resumed: leave its folder out, or give it Batches or "
                 "SemiSupervisedBatches of vae.data"
             )
-        start = copy.deepcopy(self.state())  # a forward pass may move a running mean, for example
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # with more of them the loss would be rounded otherwise
-        first_loss = loss_fn(next(iter(batches))).item()
-        torch.set_num_threads(threads)
-        self.restore(start)
-        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        first_step = {
+        start, threads = copy.deepcopy(self.state()), torch.get_num_threads()  # a pass may move a running mean, too
+        parameters = {f"{name}, learns: {p.requires_grad}": p.detach() for name, p in self.model.named_parameters()}
+        first = {
             "device": self.device.type,
             "data": checksum(batches.tensors)[:8],
-            "initial parameters": checksum(learning)[:8],
+            "initial parameters": checksum(parameters | dict(self.model.named_buffers()))[:8],
             "random state": checksum(start["random"])[:8],
-            "loss of the first batch": first_loss,
         }
-        self.identity = plain_values(self.identity | first_step)
+        torch.set_num_threads(1)  # with more of them the loss would be rounded otherwise
+        self.optimizer.zero_grad()
+        try:
+            loss = loss_fn(next(iter(batches)))
+            loss.backward()
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            first |= {"loss of the first batch": loss.item(), "its gradient": checksum(gradients)[:8]}
+            self.model.eval()
+            with torch.no_grad():
+                first["evaluation before training"] = evaluate()
+        finally:
+            torch.set_num_threads(threads)
+            self.optimizer.zero_grad()
+            self.restore(start)
+        self.identity = plain_values(self.identity | first)
 
     def state(self):
         """Return what the next step depends on, besides the data."""

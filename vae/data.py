@@ -169,8 +169,8 @@ class Batches:
     def __init__(self, rows, batch_size, generator, transform=as_is, num_batches=None):
         _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.num_rows = torch.as_tensor(rows), len(rows)
-        self.batch_size, self.generator, self.transform = batch_size, generator, transform
-        self.num_batches = num_batches or self.num_rows // batch_size
+        self.batch_size, self.generator, self.transform = int(batch_size), generator, transform
+        self.num_batches = num_batches or self.num_rows // self.batch_size
         self.tensors = {"rows": self.rows}
 
     def __len__(self):
@@ -195,16 +195,16 @@ class SemiSupervisedBatches:
         self.x, self.y, self.generator, self.transform = torch.as_tensor(x), y, generator, transform
         self.labeled, self.unlabeled = (y != NO_LABEL).nonzero()[:, 0], (y == NO_LABEL).nonzero()[:, 0]
         self.num_labeled, self.num_unlabeled, self.num_rows = len(self.labeled), len(self.unlabeled), len(y)
+        more_labels, unlabeled_batches = self.num_labeled > self.num_unlabeled, 0
         if self.num_unlabeled:
             _check_batch_size(unlabeled_batch_size, self.num_unlabeled, "unlabeled_batch_size")
-        else:
-            unlabeled_batch_size = 1  # of no rows
-        unlabeled_batches = self.num_unlabeled // unlabeled_batch_size
-        if labeled_batch_size is None:
-            labeled_batch_size = max(1, self.num_labeled // max(1, unlabeled_batches))
+            unlabeled_batches = self.num_unlabeled // unlabeled_batch_size
+        if labeled_batch_size is None and more_labels:
+            labeled_batch_size = min(unlabeled_batch_size, self.num_labeled)
+        elif labeled_batch_size is None:
+            labeled_batch_size = max(1, self.num_labeled // unlabeled_batches)
         _check_batch_size(labeled_batch_size, self.num_labeled, "labeled_batch_size")
-        self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
-        more_labels = self.num_labeled > self.num_unlabeled
+        self.labeled_batch_size, self.unlabeled_batch_size = int(labeled_batch_size), max(1, unlabeled_batch_size)
         self.num_batches = num_batches or (self.num_labeled // labeled_batch_size if more_labels else unlabeled_batches)
         self.tensors = {"x": self.x, "y": y}
 

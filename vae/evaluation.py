@@ -22,8 +22,9 @@ def evaluate_mean(value, *tensors, batch_size=1000):
 
 
 def error_rate(classify, images, labels):
-    """Return the percentage of images (N, *X) whose label (N,) is not the one that `classify` says."""
-    check_labels(labels, len(images))
+    """Return the percentage of images (N, *X) whose label (N,) is not what `classify`, a model's method, says."""
+    num_classes = getattr(getattr(classify, "__self__", None), "num_classes", None)
+    check_labels(labels, len(images), num_classes)
     guesses = in_batches(classify, images)
     if guesses.shape != labels.shape:
         raise ValueError(f"classify must return one label an image, of shape (N,), not {tuple(guesses.shape)}")

@@ -26,7 +26,7 @@ def check_batch(x, model):
     if x.dtype != dtype or dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"x is {x.dtype} and the model {dtype}, but both must be float32 or both float64: convert them by "
-            "x.float() and model.float(); to compute in bfloat16 there is fit(bf16=True)"
+            "x.float() and model.float(); to compute in bfloat16 there is Recipe(bf16=True)"
         )
 
 
@@ -79,6 +79,8 @@ class _LatentVariableModel(Module):
 
     def __init__(self, encoder, decoder):
         super().__init__()
+        if getattr(decoder, "x_shape", encoder.x_shape) != encoder.x_shape:
+            raise ValueError(f"the encoder is of x {encoder.x_shape}, but the decoder of {decoder.x_shape}")
         self.encoder, self.decoder = encoder, decoder
         self.register_buffer("prior_mean", torch.zeros(encoder.z_dim))
 

@@ -79,7 +79,8 @@ class LabelsRecipe(Recipe):
 def train_on_labels(classifier, batches, recipe, folder=None, **options):
     """Train a Classifier on the labeled rows of `SemiSupervisedBatches`: all of it, or what no encoder has trained."""
     loss, learner = cross_entropy(classifier, batches), classifier.new_layers
-    return fit(loss, learner, batches, recipe, folder, epochs=recipe.epochs, name="labels", **options)
+    classifier.eval()  # but for what learns
+    return fit(loss, learner, batches, recipe, folder, epochs=recipe.epochs, name="labels only", **options)
 
 
 def cross_entropy(classifier, batches):
@@ -150,6 +151,7 @@ def train_m2(m2, batches, recipe, folder=None, **options):
         ("unfrozen", m2, both, recipe.unfrozen_epochs),
     ]
     history = []
+    m2.eval()  # but for what learns
     for name, learner, loss, epochs in stages:
         m2.classifier.requires_grad_(name != "frozen")  # where encoder and decoder alone learn
         if epochs:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from vae.checkpoint import atomic_path, checksum
+from vae.checkpoint import atomic_path, checksum, plain_values
 
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -49,12 +49,22 @@ class Module(nn.Module):
         """
         tensors = {name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}
         if dtype:
-            tensors |= {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point()}
-        header = {"architecture": describe(self), "about": about, "checksum": checksum(tensors)}
+            tensors |= {name: _stored(name, t, dtype) for name, t in tensors.items() if t.is_floating_point()}
+        header = {"architecture": describe(self), "about": plain_values(about), "checksum": checksum(tensors)}
         _check_file(self, header["architecture"], tensors)
         content = to_bytes(tensors, {key: json.dumps(value) for key, value in header.items()})
         with atomic_path(Path(path)) as partial_path:
             partial_path.write_bytes(content)
+
+
+def _stored(name, tensor, dtype):
+    """Return the tensor in `dtype`. TypeError if that is none for parameters, or too narrow for these."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"dtype = {dtype} must be torch.float16, bfloat16, float32 or float64")
+    stored = tensor.to(dtype)
+    if stored.isfinite().sum() < tensor.isfinite().sum():
+        raise TypeError(f"{name} holds {tensor.abs().max():g}, too large for {dtype}; take torch.bfloat16 or float32")
+    return stored
 
 
 def load(path):
@@ -146,16 +156,36 @@ def _classes():
     """Return {name: class} of PyTorch's activations and the subclasses of Module: vae's, or the one defined last."""
     activations = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
     modules = sorted(_subclasses(Module), key=lambda cls: cls.__module__.startswith("vae."))
-    return activations | {cls.__name__: cls for cls in modules}
+    return {cls.__name__: cls for cls in modules} | activations
 
 
 def _subclasses(cls):
     return [cls, *chain.from_iterable(map(_subclasses, cls.__subclasses__()))]
 
 
-def _parts(model):
-    """Return {name: kind and what it was made with, as `print` shows it} of a model and its parts."""
-    return {name or "it": f"{type(part).__qualname__}({part.extra_repr()})" for name, part in model.named_modules()}
+def _difference(model, loaded):
+    """Return the first difference between two models, but for their tensors, in words; None if there is none.
+
+    Of each part: kind, what `print` shows of it, plain attributes, code, hooks.
+    """
+
+    def kind(part):
+        return f"{type(part).__qualname__}({part.extra_repr()})" if part is not None else "nothing"
+
+    parts, others = dict(model.named_modules()), dict(loaded.named_modules())
+    for name in parts | others:
+        part, other, where = parts.get(name), others.get(name), name or "it"
+        if kind(part) != kind(other):
+            return f"{where} is {kind(part)}, but a file would make it {kind(other)}"
+        if getattr(type(part).forward, "__code__", None) != getattr(type(other).forward, "__code__", None):
+            return f"{where} is of a class that was changed since"
+        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+            return f"{where} has a hook or a forward of its own, which no file can keep"
+        for key, value in vars(part).items():
+            plain = isinstance(value, (bool, int, float, str, tuple)) and not key.startswith("_") and key != "training"
+            if plain and value != getattr(other, key, value):
+                return f"{where}.{key} is {value!r}, but a file would make it {getattr(other, key)!r}"
+    return None
 
 
 def _check_file(model, architecture, tensors):
@@ -166,12 +196,8 @@ def _check_file(model, architecture, tensors):
     except Exception as error:
         advice = "give parameters names, in place of * and /, and let them be tuples, tensors or plain values"
         raise TypeError(f"a file cannot make {type(model)!r} again ({error}): {advice}") from error
-    now, made = _parts(model), _parts(loaded)
-    for name in now | made:
-        is_now, was_made = now.get(name, "gone"), made.get(name, "nothing")
-        if is_now != was_made:
-            advice = "put that back, or make the model anew with it"
-            raise TypeError(f"{name} is {is_now}, but a file would make it {was_made}: {advice}")
+    if difference := _difference(model, loaded):
+        raise TypeError(f"{difference}: put that back, or make the model anew with it")
     storages = {}
     for name, tensor in model.state_dict().items():
         if (first := storages.setdefault(tensor.data_ptr() or name, name)) != name:

@@ -19,7 +19,7 @@ class StackedSemiSupervisedVAE(Module):
 
     def __init__(self, m1, m2, active):
         super().__init__()
-        self.m1, self.m2 = m1, m2
+        self.m1, self.m2, self.num_classes = m1, m2, m2.num_classes
         self.register_buffer("active", active)
 
     def features(self, x):

@@ -50,8 +50,8 @@ def fit(
     model ends in evaluation mode. `verbose=False` is silent but for what is taken from a file.
 
     With `folder`, the run is saved to NAME.pt in it after each epoch and resumed from it, bit for bit; a finished run
-    is taken as it is, and a line says so. A run is known by its recipe and by what it computes: the data, the
-    parameters that learn, the generators' states and the loss of its first batch. The file of another run is kept under
+    is taken as it is, and a line says so. A run is known by its recipe, by what it starts from (data, parameters,
+    generators) and by what it computes first (loss, gradient, evaluation). The file of another run is kept under
     another name, a line says why, and training starts anew; with `strict` it raises OtherRunError, a ValueError.
 
     Raises ValueError for batches that cannot be resumed (those of `vae.data` can), and FloatingPointError as soon as a
@@ -59,6 +59,7 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
+    evaluate = evaluate or dict
     settings = asdict(recipe) | {"name": name, "epochs": int(epochs), "steps_per_epoch": len(batches)}
     run = Run(settings, model, *_optimizer(model, batches, recipe, int(epochs)), getattr(batches, "generator", None))
     path, history = None, []
@@ -67,8 +68,10 @@ def fit(
         if before_epoch:
             before_epoch(0)
         model.train()
-        run.identify(loss_fn, batches)
+        run.identify(loss_fn, batches, evaluate)
         history = run.resume(path, strict)
+        for epoch in range(len(history) if before_epoch else 0):
+            before_epoch(epoch)
     taken, told = len(history), time.monotonic()
     with _progress_bar(name, taken * len(batches), epochs * len(batches), verbose) as bar:
         for epoch in range(taken, epochs):
@@ -80,7 +83,7 @@ def fit(
             record = {"loss": loss, "updates": len(batches), "cpu_seconds": time.process_time() - start}
             model.eval()
             with torch.no_grad():
-                history.append(plain_values(record | (evaluate() if evaluate else {})))
+                history.append(plain_values(record | evaluate()))
             if folder:
                 run.save(path, history)
             if verbose and bar.disable and time.monotonic() > told + 30:
