@@ -126,7 +126,7 @@ REFUSED = {
     "what is no gray level": (lambda: dequantize(-X, GENERATOR), "pixels must lie in"),
     "labels that are no list": (lambda: m2().sample(5, torch.arange(4).unsqueeze(1)), "one for each of 5 rows"),
     "a column of guesses": (lambda: error_rate(lambda x: x[:, :1].long(), X, Y), r"one label an image.*not \(3, 1\)"),
-    "labels of other classes": (lambda: error_rate(m2().classify, X, Y + 1), r"in 0…3, .*not 4…"),
+    "labels of other classes": (lambda: error_rate(m2().classify, X, Y + 4), r"in 0…3, .*not 4…"),
     "parts that do not fit": (
         lambda: VAE(m1().encoder, build_m1(7, 2, (5,)).decoder),
         r"of x \(6,\), but .* of \(7,\)",
