@@ -116,7 +116,10 @@ class Run:
             loss = loss_fn(next(iter(batches)))
             loss.backward()
             gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-            first |= {"loss of the first batch": loss.item(), "its gradient": checksum(gradients)[:8]}
+            gradient = checksum(gradients)[:8]
+            if self.device.type != "cpu":  # where the order of a sum, and so its last digits, may vary
+                gradient = f"{torch.stack([g.norm() for g in gradients.values()]).norm():.3g}"
+            first |= {"loss of the first batch": loss.item(), "its gradient": gradient}
             self.model.eval()
             with torch.no_grad():
                 first["evaluation before training"] = evaluate()
@@ -159,7 +162,7 @@ class Run:
             return []
         state = load_state(path)
         old, new = state["identity"], self.identity
-        if different := [key for key in old | new if old.get(key) != new.get(key)]:
+        if different := [key for key in old | new if repr(old.get(key)) != repr(new.get(key))]:  # NaN is NaN here
             reasons = ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in different)
             found = f"{path} is of another run: {reasons}"
             if strict:

@@ -59,7 +59,7 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
-    evaluate = evaluate or dict
+    evaluate = evaluate or (lambda: {})
     settings = asdict(recipe) | {"name": name, "epochs": int(epochs), "steps_per_epoch": len(batches)}
     run = Run(settings, model, *_optimizer(model, batches, recipe, int(epochs)), getattr(batches, "generator", None))
     path, history = None, []
