@@ -212,8 +212,8 @@ def build_m1m2(m1, images, num_classes, z_dim=50, hidden_dims=(500,), **options)
     """Return an untrained M1+M2 on those latents of a copy of `m1` that are active on `images` (N, *X).
 
     `options` are those of `build_m2`. By default p(z1|y, z2) is a diagonal Normal, and parameters start at
-    Normal(0, 0.001²), label embeddings as the others, as in the authors' code. Train its `m2` by `train_m2`, on
-    `features` of the images. Raises ValueError if no latent is active.
+    Normal(0, 0.001²), as the authors' weights do; here biases and label embeddings do, too. Train its `m2` by
+    `train_m2`, on `features` of the images. Raises ValueError if no latent is active.
     """
     active = active_latents(m1, images)
     if not len(active):
