@@ -151,6 +151,7 @@ def test_every_batch_holds_rows_with_their_labels_and_rows_without(known, unknow
         (50, (5, 1), None, 10),  # almost all: as long as the labeled rows make it
         (52, (4, 5), None, 13),  # all: there are no others
         (12, (None, 10), None, 4),  # either kind once
+        (12, (np.int64(4), np.int64(5)), None, 8),
         (52, (None, 4), None, 13),  # in batches of as many
         (12, (4, 5), 3, 3),
         (52, (4, 5), 20, 20),

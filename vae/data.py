@@ -87,8 +87,7 @@ def hide_labels(y, num_labeled, generator):
     """Return the labels y (N,) with −1 for all but `num_labeled` of them, drawn at random.
 
     Every class 0…max(y) keeps the same number, or one more; where some class has too few, each keeps its share, and
-    at least one.
-    Raises ValueError for a class without rows, and for counts below one per class or above what there is.
+    at least one. Raises ValueError for a class without rows, and for counts below one per class or above what there is.
     """
     check_labels(y, len(y), lowest=NO_LABEL)
     counts = torch.bincount(y[y != NO_LABEL])
@@ -155,9 +154,11 @@ def _shuffled(index, batch_size, generator):
         yield from order[: len(index) - len(index) % batch_size].split(batch_size)
 
 
-def _check_batch_size(batch_size, num_rows, name):
+def _checked(batch_size, num_rows, name):
+    """Return the batch size, which may be NumPy's, as an int. ValueError unless there are as many rows."""
     if not 1 <= batch_size <= num_rows:
         raise ValueError(f"{name} = {batch_size} must lie between 1 and the {num_rows} rows to draw from")
+    return int(batch_size)
 
 
 class Batches:
@@ -167,9 +168,9 @@ class Batches:
     """
 
     def __init__(self, rows, batch_size, generator, transform=as_is, num_batches=None):
-        _check_batch_size(batch_size, len(rows), "batch_size")
         self.rows, self.num_rows = torch.as_tensor(rows), len(rows)
-        self.batch_size, self.generator, self.transform = int(batch_size), generator, transform
+        self.batch_size = _checked(batch_size, len(rows), "batch_size")
+        self.generator, self.transform = generator, transform
         self.num_batches = num_batches or self.num_rows // self.batch_size
         self.tensors = {"rows": self.rows}
 
@@ -195,17 +196,18 @@ class SemiSupervisedBatches:
         self.x, self.y, self.generator, self.transform = torch.as_tensor(x), y, generator, transform
         self.labeled, self.unlabeled = (y != NO_LABEL).nonzero()[:, 0], (y == NO_LABEL).nonzero()[:, 0]
         self.num_labeled, self.num_unlabeled, self.num_rows = len(self.labeled), len(self.unlabeled), len(y)
-        more_labels, unlabeled_batches = self.num_labeled > self.num_unlabeled, 0
+        more_labels = self.num_labeled > self.num_unlabeled
+        self.unlabeled_batch_size, unlabeled_batches = 1, 0  # of no rows
         if self.num_unlabeled:
-            _check_batch_size(unlabeled_batch_size, self.num_unlabeled, "unlabeled_batch_size")
-            unlabeled_batches = self.num_unlabeled // unlabeled_batch_size
+            self.unlabeled_batch_size = _checked(unlabeled_batch_size, self.num_unlabeled, "unlabeled_batch_size")
+            unlabeled_batches = self.num_unlabeled // self.unlabeled_batch_size
         if labeled_batch_size is None and more_labels:
             labeled_batch_size = min(unlabeled_batch_size, self.num_labeled)
         elif labeled_batch_size is None:
             labeled_batch_size = max(1, self.num_labeled // unlabeled_batches)
-        _check_batch_size(labeled_batch_size, self.num_labeled, "labeled_batch_size")
-        self.labeled_batch_size, self.unlabeled_batch_size = int(labeled_batch_size), max(1, unlabeled_batch_size)
-        self.num_batches = num_batches or (self.num_labeled // labeled_batch_size if more_labels else unlabeled_batches)
+        self.labeled_batch_size = _checked(labeled_batch_size, self.num_labeled, "labeled_batch_size")
+        labeled_batches = self.num_labeled // self.labeled_batch_size
+        self.num_batches = num_batches or (labeled_batches if more_labels else unlabeled_batches)
         self.tensors = {"x": self.x, "y": y}
 
     def __len__(self):

@@ -121,22 +121,22 @@ M1M2_RECIPE = M2Recipe(
 )
 
 
-def m2_loss(m2, batches, recipe, marginalize=marginalize):
+def m2_loss(m2, batches, recipe):
     """Return the loss of M2 as a function of a batch of `SemiSupervisedBatches`: J^α / N [2, equation 9].
 
-    It is minus `objectives.m2_objective`, which is the higher the better. `marginalize` is how all
-    labels are summed, where `recipe.topk` is None. Raises ValueError for a topk of K or more.
+    It is minus `objectives.m2_objective`, which is the higher the better. Raises ValueError for a topk of K or more.
     """
     sizes = {"num_labeled": batches.num_labeled, "num_unlabeled": batches.num_unlabeled}
     alpha = recipe.alpha_per_image * batches.num_rows
+    sum_over_labels = marginalize
     if recipe.topk is not None:
         check_topk(recipe.topk, m2.num_classes)
-        marginalize = partial(marginalize_topk, k=recipe.topk)
+        sum_over_labels = partial(marginalize_topk, k=recipe.topk)
 
     def loss(batch):
         x, y, x_unlabeled = batch
         labeled = m2.labeled_elbo(x, y)
-        unlabeled = m2.unlabeled_elbo(x_unlabeled, marginalize) if len(x_unlabeled) else torch.zeros_like(labeled)
+        unlabeled = m2.unlabeled_elbo(x_unlabeled, sum_over_labels) if len(x_unlabeled) else torch.zeros_like(labeled)
         return -objectives.m2_objective(labeled, unlabeled, m2.label_posterior(x).log_prob(y), alpha=alpha, **sizes)
 
     return loss

@@ -59,24 +59,22 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs} must be at least 1")
-    evaluate = evaluate or (lambda: {})
+    evaluate, before_epoch = evaluate or (lambda: {}), before_epoch or (lambda epoch: None)
     settings = asdict(recipe) | {"name": name, "epochs": int(epochs), "steps_per_epoch": len(batches)}
     run = Run(settings, model, *_optimizer(model, batches, recipe, int(epochs)), getattr(batches, "generator", None))
     path, history = None, []
     if folder:
         path = Path(folder) / f"{name}.pt"
-        if before_epoch:
-            before_epoch(0)
+        before_epoch(0)
         model.train()
         run.identify(loss_fn, batches, evaluate)
         history = run.resume(path, strict)
-        for epoch in range(len(history) if before_epoch else 0):
+        for epoch in range(len(history)):
             before_epoch(epoch)
     taken, told = len(history), time.monotonic()
     with _progress_bar(name, taken * len(batches), epochs * len(batches), verbose) as bar:
         for epoch in range(taken, epochs):
-            if before_epoch:
-                before_epoch(epoch)
+            before_epoch(epoch)
             model.train()
             start = time.process_time()
             loss = _train_epoch(loss_fn, batches, run, epoch, recipe.bf16, bar)
