@@ -29,8 +29,8 @@ def parse(arguments):
 
     ssl = command("ssl", "the semi-supervised comparison: every method × number of labels × draw of labels")
     ssl.add_argument("--data", default="mnist", choices=("mnist", "fashion-mnist"))
-    ssl.add_argument("--methods", nargs="+", help="all, with their variants, unless some are named")
-    ssl.add_argument("--labels", nargs="+", type=positive, help="by default 100 600 1000 3000; variants only with 100")
+    ssl.add_argument("--methods", nargs="+", help="unless some are named, the comparison and its ablations")
+    ssl.add_argument("--labels", nargs="+", type=positive, help="by default 100 600 1000 3000; ablations only with 100")
     ssl.add_argument("--splits", nargs="+", type=whole, help="draws of labels, by their seeds; by default 0 1 2 3 4")
     m1 = command("m1", "the runs of M1")
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
