@@ -44,7 +44,7 @@ def parse(arguments):
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
     command("weights", "write the models that come with the package, in half precision, as trained")
     command("page", "write docs/index.html from the models that come with the package")
-    bench = command("bench", "throughput beside pythae and Pyro, and what training costs as sizes grow")
+    bench = command("bench", "throughput, M2's beside Pyro, and what training costs as sizes grow")
     bench.add_argument("--answer", action="store_true", help="instead, test error against CPU minutes of training")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The benchmarks: how times are compared, the peers against our models, and a smoke run of each command."""
+"""The benchmarks: how times are compared, Pyro's M2 against ours, and a smoke run of each command."""
 
 import json
 import math
@@ -53,21 +53,12 @@ def assert_equal_means(ours, peer, rel):
     assert mean == pytest.approx(peer_mean, rel=rel)
 
 
-def test_pythae_maximizes_the_bound_of_our_m1():
-    peer_pythae = pytest.importorskip("experiments.bench.peer_pythae", exc_type=ImportError)
-    x, ours, peer = random_images(1), build_model("m1"), peer_pythae.build_model()
-    *hidden, last = layers(ours.encoder)
-    mean, log_scale = zip(*(p.chunk(2) for p in last), strict=True)
-    copy([*hidden, mean, [2 * p for p in log_scale]], peer.encoder)  # log-variance
-    copy(layers(ours.decoder), peer.decoder)
-    assert_equal_means(lambda: -ours.elbo(x).mean(), lambda: peer({"data": x}).loss, rel=1e-4)
-
-
 def test_pyro_maximizes_the_bounds_of_our_m2():
     peer_pyro = pytest.importorskip("experiments.bench.peer_pyro", exc_type=ImportError)
     x, ours, peer = random_images(1), build_model("m2_exact"), peer_pyro.M2()
     for name in ("encoder", "decoder"):
         network = getattr(ours, name).network
+        network.label_embedding.weight.data /= 30  # so that the bounds vary less
         (weight, bias), last = layers(network)
         first = torch.cat([weight, network.label_embedding.weight.data.T], 1), bias
         copy([first, last], getattr(peer, name))
@@ -107,8 +98,8 @@ def test_a_smoke_run_leaves_the_rows_of_the_committed_file(smoke, capsys, monkey
         assert result[part].keys() == committed[part].keys()
         for row, old in zip(result[part]["rows"], committed[part]["rows"], strict=True):
             assert row.keys() == old.keys() and row["what"] == old["what"]
-    left_out = {row["peer"] for row in result["throughput"]["rows"] if not row["over_peer"]}
-    assert {line.split()[2] for line in capsys.readouterr().out.splitlines() if "LEFT OUT" in line} == left_out
+    left_out = [row["what"] for row in result["throughput"]["rows"] if not row["over_pyro"]]
+    assert capsys.readouterr().out.count("LEFT OUT") == len(left_out) - 1  # Pyro has no M1 here
 
 
 def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke, capsys):
@@ -126,12 +117,11 @@ def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke,
 def test_speed():
     bench = json.loads((ROOT / "results/bench.json").read_text())
     for row in bench["throughput"]["rows"]:
-        rates, over_peer = row["images_per_second"], row["over_peer"]
-        assert f"| {rates['fp32']:,.0f} | {rates['bf16']:,.0f} | {over_peer['fp32']:.3g} times " in SPEED
-        assert f"; {over_peer['bf16']:.1f} in bfloat16 |" in SPEED
-        if row["what"] != "m2_topk":
-            ours = f"| {rates['fp32']:,.0f}; in bfloat16 {rates['bf16']:,.0f} | {over_peer['fp32']:.2f} times "
-            assert ours in README
+        (fp32, bf16), over_pyro = (row["images_per_second"][dtype] for dtype in ("fp32", "bf16")), row["over_pyro"]
+        beside = f"{over_pyro['fp32']:.3g} times " if over_pyro else "– |"
+        assert f"| {fp32:,.0f} | {bf16:,.0f} | {beside}" in SPEED
+        assert not over_pyro or f"; {over_pyro['bf16']:.1f} in bfloat16 |" in SPEED
+        assert row["what"] == "m2_topk" or f"| {fp32:,.0f}; in bfloat16 {bf16:,.0f} | {beside}" in README
     for row in bench["cost"]["rows"]:
         seconds = f"{row['cpu_seconds_per_1000_images']:#.2g}".rstrip(".")
         assert f": {seconds}, {row['peak_mib']:,.0f} |" in SPEED

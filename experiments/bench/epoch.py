@@ -1,6 +1,5 @@
-"""What is measured: an epoch of twenty batches, of one of our models or a peer's; `cost` measures it by itself."""
+"""What is measured: an epoch of twenty batches, of one of our models or Pyro's M2; `cost` measures it by itself."""
 
-import importlib
 import multiprocessing
 import resource
 import time
@@ -17,7 +16,6 @@ from vae.recipes import build_m1, build_m2
 from vae.training import Recipe, fit
 
 MARGINALIZATIONS = {"m2_exact": marginalize, "m2_topk": partial(marginalize_topk, k=1)}
-PEERS = {"pythae": "pythae", "pyro": "pyro-ppl"}  # and the package that each comes in
 Z_DIM, NUM_CLASSES = 50, 10
 
 
@@ -39,11 +37,13 @@ def build_model(what, x_shape=(784,), num_classes=NUM_CLASSES):
 
 
 def build_epoch(images, batch, what, bf16=False, **sizes):
-    """Return a function that trains on all `images` once, binarized anew: M1, M2 without labels, or one of PEERS."""
+    """Return a function that trains on all `images` once, binarized anew: M1, M2 without labels, or "pyro"'s."""
     torch.manual_seed(0)
     batches = Batches(images, batch, torch.Generator().manual_seed(0), binarize)
-    if what in PEERS:
-        update = importlib.import_module(f"experiments.bench.peer_{what}").build_update()
+    if what == "pyro":
+        from experiments.bench.peer_pyro import build_update
+
+        update = build_update()
         return lambda: [update(x) for x in batches]
     model = build_model(what, **sizes)
 

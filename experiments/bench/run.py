@@ -1,4 +1,4 @@
-"""Throughput beside pythae and Pyro, and what training costs: `python -m experiments bench`.
+"""Throughput, M2's beside Pyro, and what training costs: `python -m experiments bench`.
 
 Writes results/bench.json, a smoke run of tiny batches below preview/smoke. On a shared machine compare the numbers of
 one throughput row, which take turns, and not those of two.
@@ -12,12 +12,12 @@ from statistics import median
 import torch
 
 from experiments import SMOKE, runner
-from experiments.bench.epoch import PEERS, build_epoch, cost, random_images
+from experiments.bench.epoch import build_epoch, cost, random_images
 
 THROUGHPUT = [
-    {"what": "m1", "batch": 500, "peer": "pythae"},
-    {"what": "m2_exact", "batch": 500, "peer": "pyro"},
-    {"what": "m2_topk", "batch": 1000, "peer": "pyro"},
+    {"what": "m1", "batch": 500},
+    {"what": "m2_exact", "batch": 500},
+    {"what": "m2_topk", "batch": 1000},
 ]
 COST = [
     *({"what": what, "batch": 100, "num_classes": n} for what in ("m2_exact", "m2_topk") for n in (10, 100, 1000)),
@@ -42,20 +42,20 @@ def median_ratio(numerators, denominators):
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def throughput(what, batch, peer):
-    """Return images per second and ours over the peer's, in float32; ours also in bfloat16 where there is such."""
+def throughput(what, batch):
+    """Return images per second and ours over Pyro's, in float32; ours also in bfloat16 where there is such."""
     torch.set_num_threads(2)
     images = random_images(batch)
     dtypes = ["fp32", "bf16"] if runner.has_bf16() else ["fp32"]
     calls = {dtype: build_epoch(images, batch, what, bf16=dtype == "bf16") for dtype in dtypes}
-    if find_spec(peer):
-        calls[peer] = build_epoch(images, batch, peer)
-    else:
-        print(f"LEFT OUT: {peer} is not installed; pip install '.[bench]'")
+    if what != "m1" and find_spec("pyro"):
+        calls["pyro"] = build_epoch(images, batch, "pyro")
+    elif what != "m1":
+        print("LEFT OUT: Pyro is not installed; pip install '.[bench]'")
     times = take_turns(calls, rounds=1 if SMOKE else 5)
     rates = {name: len(images) / median(seconds) for name, seconds in times.items()}
-    ratios = {dtype: median_ratio(times[peer], times[dtype]) for dtype in dtypes if peer in times}
-    return {"images_per_second": rates, "over_peer": ratios}
+    ratios = {dtype: median_ratio(times["pyro"], times[dtype]) for dtype in dtypes if "pyro" in times}
+    return {"images_per_second": rates, "over_pyro": ratios}
 
 
 def measured(measure, rows):
@@ -65,8 +65,8 @@ def measured(measure, rows):
         smaller = {"batch": 4} if SMOKE else {}
         records.append(row | smaller | measure(**row | smaller))
         print(records[-1], flush=True)
-    peers = {package: version(package) for peer, package in PEERS.items() if find_spec(peer)}
-    return {"rows": records, "machine": runner.machine(), "versions": runner.versions() | peers}
+    pyro = {"pyro-ppl": version("pyro-ppl")} if find_spec("pyro") else {}
+    return {"rows": records, "machine": runner.machine(), "versions": runner.versions() | pyro}
 
 
 def bench():
