@@ -106,9 +106,9 @@ def test_errors_over_time_leave_file_and_figure_and_are_not_trained_twice(smoke,
     pytest.importorskip("pyro")
     for _ in range(2):
         main(["bench", "--answer"])
-    assert "6 of 6 results are there" in capsys.readouterr().out
+    assert "3 of 3 results are there" in capsys.readouterr().out
     results = json.loads((smoke / "results/answer.json").read_text())["runs"]
-    assert [r["method"] for r in results] == ["quick", "longer", "quick1000", "quick5000", "quick25000", "pyro"]
+    assert [r["method"] for r in results] == ["quick", "longer", "pyro"]
     assert all(minutes > 0 and 0 <= error <= 100 for result in results for minutes, error in result["curve"])
     assert len(results[0]["curve"]) == 3 and results[0]["cpu_minutes"] == results[0]["curve"][-1][0]
     assert (smoke / "_images/error-vs-cpu-minutes.png").read_bytes().startswith(b"\x89PNG")
@@ -141,8 +141,3 @@ def test_the_time_to_an_answer():
     assert f"{min(ends_at):.2f} to {max(ends_at):.2f} %)" in SPEED
     assert f"| {minutes}; with more epochs {to_paper:.1f} (medians of five;" in README
     assert f"is at {ends['pyro']:.1f} % after 4" in README
-    errors = {name: [] for name in ("quick1000", "quick5000", "quick25000", "quick")}
-    for result in runs:
-        if result["method"] in errors and result["split"] < 2:
-            errors[result["method"]].append(f"{result['curve'][-1][1]:.2f}")
-    assert f"| {' | '.join(map(', '.join, errors.values()))} |" in SPEED

@@ -40,13 +40,6 @@ QUICK = M2(  # a short M1, smaller networks, half of the labels in a batch
 )
 
 
-def _for_images(n):
-    """Return the quick M2 with so many more epochs that it takes about as many steps on `n` images."""
-    times, epochs = 50_000 // n, ("label_epochs", "frozen_epochs", "unfrozen_epochs")
-    m2 = runner.with_recipe(QUICK, **{name: times * getattr(QUICK.recipe, name) for name in epochs})
-    return replace(m2, m1=runner.with_recipe(QUICK.m1, epochs=times * QUICK.m1.recipe.epochs))
-
-
 @dataclass(frozen=True)
 class Run:
     """What is trained on a draw of labels: `method` to the end of its stages, or the tutorial for `minutes`."""
@@ -55,15 +48,6 @@ class Run:
     split: int
     method: M2 | None = None
     minutes: float | None = None
-    num_images: int | None = None  # of the training images, the same for all draws
-
-    def data(self):
-        """Return MNIST, with as many training images."""
-        every = load_data("mnist")
-        if self.num_images is None:
-            return every
-        kept = torch.randperm(len(every.train_images), generator=torch.Generator().manual_seed(0))[: self.num_images]
-        return replace(every, train_images=every.train_images[kept], train_labels=every.train_labels[kept])
 
     def smoke(self):
         """Return the run with one epoch of each stage, or 0.06 seconds of the tutorial."""
@@ -79,17 +63,15 @@ class Run:
 RUNS = [
     *(Run("quick", split, QUICK) for split in range(5)),
     *(Run("longer", split, runner.with_recipe(QUICK, unfrozen_epochs=36)) for split in range(5)),
-    *(Run(f"quick{n}", s, _for_images(n), num_images=n) for n in (1_000, 5_000, 25_000) for s in range(2)),
     *(Run("pyro", split, minutes=4) for split in range(2)),
 ]
 
 
 def staged_curve(run, folder):
     """Train M1, once for all draws, then M2; return M1's minutes plus those of M2, and the error, after each epoch."""
-    data, m1_config = run.data(), run.method.m1
+    data, m1_config = load_data("mnist"), run.method.m1
     torch.manual_seed(m1_config.seed)
-    where = runner.STATE / "answer/m1" / f"{runner.digest(m1_config)}-{run.num_images or 'all'}"
-    m1, before = m1_config.train(data.train_images, where)
+    m1, before = m1_config.train(data.train_images, runner.STATE / "answer/m1" / runner.digest(m1_config))
     task, test = draw_task(data, NUM_LABELED, run.split, m1, folder), data.part("test")
     _, after, _ = run.method.train(task, lambda m2: {"test_error": error_rate(m2.classify, *test)})
     minutes = list(accumulate(epoch["cpu_seconds"] / 60 for epoch in before + after))
@@ -100,7 +82,7 @@ def tutorial_curve(run):
     """Train the tutorial's M2, and return minutes and error at LOOKS even points of its minutes."""
     from experiments.bench.peer_pyro import tutorial_learner
 
-    task = draw_task(run.data(), NUM_LABELED, run.split)
+    task = draw_task(load_data("mnist"), NUM_LABELED, run.split)
     update, classify = tutorial_learner(task)
     seconds, curve = 0.0, []
     for look in range(1, LOOKS + 1):
