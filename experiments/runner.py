@@ -25,7 +25,6 @@ ROOT = Path("preview/smoke" if SMOKE else ".").absolute()
 RESULTS, STATE = ROOT / "results", ROOT / "checkpoints"  # what is kept; what a killed run resumes from, and models
 PACKAGES = ("torch", "scikit-learn", "numpy")
 MODEL = "model.safetensors"  # what is left in a job's own folder
-TIMEOUT = 20  # seconds that a scheduler has to answer
 TOLD = ("diverged", "valid_error", "test_error", "test_elbo", "test_log_likelihood", "cpu_minutes")  # while jobs run
 
 
@@ -106,28 +105,18 @@ def write_figure(figure, path):
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None}, **tight)
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Compute on one thread, and let what scikit-learn runs in parallel run in order: Dask might wait for itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with joblib.parallel_config("sequential"):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run_job(job, results, state):
     """Write the result of `job` to the folder `results`, with what it was made of, and return its path and itself.
 
     Its own folder in `state` takes what a killed run resumes from; at the end, its model and its log stay. A second
-    process that wants the same job waits, and finds the first one's result.
+    process that wants the same job waits, and finds the first one's result. All is computed on one thread.
     """
+    torch.set_num_threads(1)
     folder, locks = state / job.path, state / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     locks.mkdir(exist_ok=True)
-    with one_thread(), open(locks / job.path.replace("/", "-"), "w") as lock:
+    # What scikit-learn runs in parallel runs in order: Dask might wait for itself.
+    with joblib.parallel_config("sequential"), open(locks / job.path.replace("/", "-"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = finished_result(job, results)
         if result is None:
@@ -174,36 +163,18 @@ def run_jobs(jobs, parallel, results, state):
 
 @contextlib.contextmanager
 def workers(jobs, scheduler=None):
-    """Yield joblib's Parallel over so many processes of one thread each, or over a Dask scheduler's workers."""
+    """Yield joblib's Parallel over so many processes of one thread each, or over a Dask scheduler's workers.
+
+    Raises an error, before anything is trained, where no scheduler answers or its workers do not suit.
+    """
     client = contextlib.nullcontext()
     backend = {"backend": "loky", "n_jobs": jobs or joblib.cpu_count(), "inner_max_num_threads": 1}
     if scheduler is not None:
-        client = connect(scheduler)
+        from dask.distributed import Client
+
+        client = Client(scheduler, timeout=20)
         backend = {"backend": "dask", "client": client}
     with client, joblib.parallel_config(**backend):
+        if scheduler is not None and set(client.nthreads().values()) != {1}:
+            raise UserError(f"{scheduler} needs workers of one thread each, for seeds are a process's: --nthreads 1")
         yield joblib.Parallel(return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-
-
-def connect(address):
-    """Return a client of the Dask scheduler at `address`, sure that its workers can run jobs. UserError if not."""
-    try:
-        from dask.distributed import Client
-    except ImportError:
-        raise UserError("a scheduler's address needs Dask: pip install -e '.[cluster]'") from None
-    try:
-        client = Client(address, timeout=TIMEOUT)
-    except Exception as error:  # of many kinds, all about this address
-        raise UserError(f"no Dask scheduler answers at {address!r}: {error}") from error
-    try:
-        client.wait_for_workers(1, timeout=TIMEOUT)
-        client.run(versions)  # which they have to import
-    except Exception as problem:
-        client.close()
-        raise UserError(
-            f"the workers of {address} cannot run the jobs ({problem!r}): start at least one, by python -m dask worker "
-            "in this project's folder, after pip install -e '.[experiments,cluster]'"
-        ) from problem
-    if set(client.nthreads().values()) != {1}:
-        client.close()
-        raise UserError(f"the workers of {address} must have one thread each, for seeds are a process's: --nthreads 1")
-    return client

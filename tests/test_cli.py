@@ -28,7 +28,6 @@ def nowhere(offline, tmp_path, monkeypatch, embedded, add_data):
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runner, "STATE", tmp_path / "checkpoints")
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results/ssl/mnist")
-    monkeypatch.setattr(runner, "TIMEOUT", 0.5)
     monkeypatch.setattr("vae.recipes.fit", train)
     monkeypatch.setattr("nbclient.NotebookClient.execute", train)
     add_data(replace(embedded, name="mnist"))
@@ -60,8 +59,6 @@ def refuse(command, capsys):
         ("ssl --jobs 0", "0 must be at least 1"),
         ("ssl --methods nonsense m2", "no method is called nonsense; there are mlp"),
         ("ssl --data nonsense", "nonsense"),
-        pytest.param("ssl --scheduler=", "no Dask scheduler answers at ''", marks=pytest.mark.dask),
-        pytest.param("m1 toy-pixel --scheduler tcp://127.0.0.1:1", "answers at 'tcp://1", marks=pytest.mark.dask),
         ("m1 nonsense", "no run is called 'nonsense'; there are mnist-50"),
         ("m1 latents-3 --jobs 0", "0 must be at least 1"),
         ("table", "there are no results"),

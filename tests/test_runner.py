@@ -79,7 +79,6 @@ def test_what_a_run_resumes_from_goes_and_its_model_and_its_log_stay(tmp_path):
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
         run_job(job(lambda folder: compute(folder) / 0, model=model), tmp_path, tmp_path / "state")
-    assert torch.get_num_threads() == 2
     assert (folder / "stage.pt").read_text() == "half a run"
     run_job(job(compute, model=model), tmp_path, tmp_path / "state")
     assert {path.name for path in folder.iterdir()} == {MODEL, "log"}
@@ -190,17 +189,14 @@ def test_jobs_run_in_other_processes_or_on_dask_and_none_that_is_there_again(bac
     assert len(os.listdir(tmp_path / "results")) == 4
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [({"n_workers": 1, "threads_per_worker": 2}, "one thread"), ({"n_workers": 0}, "at least")],
-)
+@pytest.mark.parametrize("options", [{"n_workers": 1, "threads_per_worker": 2}, {"n_workers": 0}])
 @pytest.mark.dask
-def test_workers_that_cannot_do_the_jobs_are_refused_soon(options, complaint, monkeypatch):
+def test_workers_that_cannot_do_the_jobs_are_refused_before_training(options):
     import distributed
 
-    monkeypatch.setattr(runner, "TIMEOUT", 1)
     with (
         distributed.LocalCluster(**options, processes=False, dashboard_address=None) as cluster,
-        pytest.raises(UserError, match=complaint),
+        pytest.raises(UserError, match="one thread each"),
+        runner.workers(1, cluster.scheduler_address),
     ):
-        runner.connect(cluster.scheduler_address)
+        pass
