@@ -12,7 +12,7 @@ from experiments import data, runner
 from experiments.__main__ import main
 from experiments.bench import answer, run
 from experiments.bench.answer import minutes_to, times_to_errors
-from experiments.bench.epoch import build_model, random_images
+from experiments.bench.run import build_model, random_images
 
 ROOT = Path(__file__).parent.parent
 README, SPEED = (ROOT / "README.md").read_text(), (ROOT / "docs/speed.md").read_text()
@@ -26,14 +26,6 @@ def test_calls_take_turns():
     order = []
     times = run.take_turns({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3)
     assert "".join(order) == "abababab" and [len(times[name]) for name in "ab"] == [3, 3]
-
-
-def test_peak_memory_holds_the_logits_of_every_label_and_larger_images_cost_more():
-    few, many = (run.cost(what="m2_exact", batch=100, num_classes=n)["peak_mib"] for n in (2, 42))
-    logits = 40 * 100 * 784 * 4 / 2**20
-    assert 2 * logits < many - few < 20 * logits
-    small, large = (run.cost(what="m2_topk", batch=4, x_shape=(1, n, n)) for n in (8, 32))
-    assert all(large[name] > small[name] > 0 for name in small)
 
 
 def layers(module):
@@ -90,7 +82,6 @@ def smoke(tmp_path, monkeypatch):
 
 def test_a_smoke_run_leaves_the_rows_of_the_committed_file(smoke, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # two would wait for each other
-    monkeypatch.setattr(run, "cost", lambda **case: {"cpu_seconds_per_1000_images": 1, "peak_mib": 1})  # tested above
     main(["bench"])
     result = json.loads((smoke / "results/bench.json").read_text())
     committed = json.loads((Path(__file__).parents[1] / "results/bench.json").read_text())
@@ -123,8 +114,7 @@ def test_speed():
         assert not over_pyro or f"; {over_pyro['bf16']:.1f} in bfloat16 |" in SPEED
         assert row["what"] == "m2_topk" or f"| {fp32:,.0f}; in bfloat16 {bf16:,.0f} | {beside}" in README
     for row in bench["cost"]["rows"]:
-        seconds = f"{row['cpu_seconds_per_1000_images']:#.2g}".rstrip(".")
-        assert f": {seconds}, {row['peak_mib']:,.0f} |" in SPEED
+        assert f": {row['cpu_seconds_per_1000_images']:#.2g}".rstrip(".") + " |" in SPEED
 
 
 def test_the_time_to_an_answer():

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 
-from experiments.bench.epoch import NUM_CLASSES, Z_DIM
+from experiments.bench.run import NUM_CLASSES, Z_DIM
 from vae.data import NO_LABEL, SemiSupervisedBatches
 
 

@@ -1,10 +1,11 @@
-"""Throughput, M2's beside Pyro, and what training costs: `python -m experiments bench`.
+"""Throughput, M2's beside Pyro, and what training costs as sizes grow: `python -m experiments bench`.
 
-Writes results/bench.json, a smoke run of tiny batches below preview/smoke. On a shared machine compare the numbers of
-one throughput row, which take turns, and not those of two.
+What is timed is an epoch of twenty batches. Writes results/bench.json, a smoke run of tiny batches below preview/smoke.
+On a shared machine compare the numbers of one throughput row, which take turns, and not those of two.
 """
 
 import time
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
@@ -12,18 +13,55 @@ from statistics import median
 import torch
 
 from experiments import SMOKE, runner
-from experiments.bench.epoch import build_epoch, cost, random_images
+from vae.conv import ConvNet, DeconvNet
+from vae.data import Batches, binarize
+from vae.marginalization import marginalize, marginalize_topk
+from vae.networks import MLP
+from vae.recipes import build_m1, build_m2
+from vae.training import Recipe, fit
 
-THROUGHPUT = [
-    {"what": "m1", "batch": 500},
-    {"what": "m2_exact", "batch": 500},
-    {"what": "m2_topk", "batch": 1000},
-]
+THROUGHPUT = [{"what": "m1", "batch": 500}, {"what": "m2_exact", "batch": 500}, {"what": "m2_topk", "batch": 1000}]
 COST = [
     *({"what": what, "batch": 100, "num_classes": n} for what in ("m2_exact", "m2_topk") for n in (10, 100, 1000)),
     *({"what": "m2_topk", "batch": 100, "x_shape": shape} for shape in ((1, 28, 28), (3, 32, 32), (3, 64, 64))),
     *({"what": "m1", "batch": batch} for batch in (20, 100, 500, 2000)),
 ]
+MARGINALIZATIONS = {"m2_exact": marginalize, "m2_topk": partial(marginalize_topk, k=1)}
+Z_DIM, NUM_CLASSES = 50, 10
+
+
+def random_images(batch, x_shape=(784,)):
+    """Return twenty batches (N, *X) of black and white pixels, as many of them white as in MNIST."""
+    return torch.rand(20 * batch, *x_shape, generator=torch.Generator().manual_seed(0)).lt(0.13).float()
+
+
+def build_model(what, x_shape=(784,), num_classes=NUM_CLASSES):
+    """Return the untrained model: M1 784-500-500-50, or M2 with one hidden layer of 500 in each network.
+
+    For images (C, H, W), convolutions stand before them, or behind.
+    """
+    encode, decode = (MLP, MLP) if len(x_shape) == 1 else (ConvNet, DeconvNet)
+    if what == "m1":
+        return build_m1(x_shape, Z_DIM, (500, 500))
+    return build_m2(x_shape, num_classes, Z_DIM, (500,), network=encode, decoder_network=decode)
+
+
+def build_epoch(images, batch, what, bf16=False, **sizes):
+    """Return a function that trains on all `images` once, binarized anew: M1, M2 without labels, or "pyro"'s."""
+    torch.manual_seed(0)
+    batches = Batches(images, batch, torch.Generator().manual_seed(0), binarize)
+    if what == "pyro":
+        from experiments.bench.peer_pyro import build_update
+
+        update = build_update()
+        return lambda: [update(x) for x in batches]
+    model = build_model(what, **sizes)
+
+    def loss_fn(x):
+        bound = model.elbo(x) if what == "m1" else model.unlabeled_elbo(x, MARGINALIZATIONS[what])
+        return -bound.mean()
+
+    return lambda: fit(loss_fn, model, batches, Recipe(bf16=bf16), epochs=1, verbose=False)
 
 
 def take_turns(calls, rounds):
@@ -56,6 +94,17 @@ def throughput(what, batch):
     rates = {name: len(images) / median(seconds) for name, seconds in times.items()}
     ratios = {dtype: median_ratio(times["pyro"], times[dtype]) for dtype in dtypes if "pyro" in times}
     return {"images_per_second": rates, "over_pyro": ratios}
+
+
+def cost(what, batch, x_shape=(784,), **sizes):
+    """Return CPU seconds for 1,000 images, in float32 and one thread, after two steps that warm up."""
+    torch.set_num_threads(1)
+    images = random_images(batch, x_shape)
+    build_epoch(images[: 2 * batch], batch, what, x_shape=x_shape, **sizes)()
+    train = build_epoch(images, batch, what, x_shape=x_shape, **sizes)
+    start = time.process_time()
+    train()
+    return {"cpu_seconds_per_1000_images": 1000 * (time.process_time() - start) / len(images)}
 
 
 def measured(measure, rows):
