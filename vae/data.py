@@ -86,8 +86,8 @@ class DataSet:
 def hide_labels(y, num_labeled, generator):
     """Return the labels y (N,) with −1 for all but `num_labeled` of them, drawn at random.
 
-    Every class 0…max(y) keeps the same number, or one more; where some class has too few, each keeps its share, and
-    at least one. Raises ValueError for a class without rows, and for counts below one per class or above what there is.
+    Every class 0…max(y) keeps the same number, or one more, but for those that have fewer: they keep all. Raises
+    ValueError for a class without rows, and for counts below one per class or above what there is.
     """
     check_labels(y, len(y), lowest=NO_LABEL)
     counts = torch.bincount(y[y != NO_LABEL])
@@ -98,27 +98,14 @@ def hide_labels(y, num_labeled, generator):
             f"num_labeled = {num_labeled} must be at least one for each of {len(counts)} classes, "
             f"and at most the {counts.sum()} rows that have a label"
         )
+    sizes = torch.zeros_like(counts)
+    while missing := num_labeled - int(sizes.sum()):  # in each round every class that has another label keeps one more
+        sizes[(sizes < counts).nonzero()[:missing, 0]] += 1
     order = torch.randperm(len(y), generator=generator, device=y.device)
     left = torch.full_like(y, NO_LABEL)
-    for k, size in enumerate(_class_sizes(counts, num_labeled)):
+    for k, size in enumerate(sizes.tolist()):
         left[order[y[order] == k][:size]] = k
     return left
-
-
-def _class_sizes(counts, total):
-    """Return how many of `total` labels each class keeps, of the `counts` (K,) that there are, in a list."""
-    num_classes = len(counts)
-    even = [total // num_classes + (k < total % num_classes) for k in range(num_classes)]
-    if all(n <= count for n, count in zip(even, counts.tolist(), strict=True)):
-        return even
-    shares = total * counts.cpu().double() / counts.sum().item()
-    sizes = shares.floor().clamp(min=1)
-    while sizes.sum() != total:  # the class that is furthest from its share gives or takes one
-        if sizes.sum() < total:
-            sizes[(shares - sizes).argmax()] += 1
-        else:
-            sizes[(sizes - shares).where(sizes > 1, -torch.inf).argmax()] -= 1
-    return sizes.long().tolist()
 
 
 def _uniform(images, generator):
