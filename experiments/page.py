@@ -4,7 +4,6 @@ One file, which asks for nothing else. Its weights are whole numbers of 8 bits, 
 """
 
 import base64
-import copy
 import gzip
 import hashlib
 import json
@@ -30,15 +29,6 @@ def quantized(weight):
 def linear_layers(network):
     """Return the linear layers of an MLP, from input to output."""
     return [layer for layer in (network.input, *network.hidden, network.output) if isinstance(layer, torch.nn.Linear)]
-
-
-@torch.no_grad()
-def dequantized(name, model):
-    """Return a copy of `model` with the weights that the page has."""
-    model = copy.deepcopy(model)
-    for layer in (layer for part in PARTS[name] for layer in linear_layers(getattr(model, part).network)):
-        layer.weight.copy_(torch.mul(*quantized(layer.weight)))
-    return model
 
 
 def pack(header, arrays):

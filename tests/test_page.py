@@ -1,6 +1,7 @@
 """The page in a headless Chromium, beside PyTorch with the page's 8-bit weights: `make browser-test`."""
 
 import base64
+import copy
 import gzip
 import json
 import re
@@ -61,7 +62,9 @@ def assert_near(found, expected, rtol=0.0, atol=1e-3):
 @pytest.mark.parametrize("name", ["m2-100", "m2-naive"])
 @torch.no_grad()
 def test_beliefs_are_those_of_pytorch(opened, models, held_out, name):
-    x, m2 = held_out[0][:100], page.dequantized(name, models[name])
+    x, m2 = held_out[0][:100], copy.deepcopy(models[name])
+    for layer in (layer for part in page.M2 for layer in page.linear_layers(getattr(m2, part).network)):
+        layer.weight.copy_(torch.mul(*page.quantized(layer.weight)))
     plain = "(b) => ({ ...b, pictures: b.pictures.map((p) => Array.from(p)) })"
     believe = f"(m2) => images.map((x) => beliefs(m2, x, seededNoise(m2.zDim))).map({plain})"
     found = opened.run(f"loadModel('{name}').then({believe})", x)
