@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from experiments import UserError
 from experiments.data import load_data
 from experiments.runner import MODEL, STATE
 from vae.data import binarize
@@ -37,16 +36,12 @@ def measure(model, data):
 
 
 def write(folder=WEIGHTS):
-    """Write all of them to `folder`. UserError, with the command that trains it, where one is not trained yet."""
-    for name, (path, _) in SOURCES.items():
-        if not path.exists():
-            command = "make figures" if path.parent == NOTEBOOKS else "python -m experiments ssl --methods m1m2"
-            raise UserError(f"{name} is not trained yet: there is no {path}; run {command} first")
+    """Write all of them to `folder`. FileNotFoundError, before any is written, where one is not trained yet."""
+    models = {name: load(path).half().float() for name, (path, _) in SOURCES.items()}  # what the files will hold
     data = load_data("mnist")
-    for name, (path, what) in SOURCES.items():
+    for name, model in models.items():
         target = Path(folder) / f"{name}.safetensors"
-        model = load(path).half().float()  # what the file will hold
-        about = {"what": what, "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
+        about = {"what": SOURCES[name][1], "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
         about |= model.about | measure(model, data)
         if "curve" in about:  # of the comparison: validation errors
             about["history"] = [{"error": error} for error in about.pop("curve")]
