@@ -31,8 +31,8 @@ def seeded(function, *arguments):
     return function(*arguments)
 
 
-def new_m2(num_classes=3, hidden_dims=(20,), **options):
-    return build_m2(SHAPE, num_classes, 2, hidden_dims, **options)
+def new_m2(num_classes=3, **options):
+    return build_m2(SHAPE, num_classes, 2, (20,), **options)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def m1():
 def both_kinds(stripes):
     """A function that returns batches of 240 rows, 12 with their label, 6 in a batch, and 40 of those without."""
 
-    def both_kinds(rows=stripes.train_images, transform=binarize, num_classes=3, first_label=0, num_labeled=12):
-        number = torch.arange(len(rows))
-        y = ((first_label + number) % num_classes).where(number < num_labeled, NO_LABEL)
-        return SemiSupervisedBatches(rows, y, 6, 40, torch.Generator().manual_seed(0), transform)
+    def both_kinds(num_classes=3, num_labeled=12):
+        number = torch.arange(240)
+        y = (number % num_classes).where(number < num_labeled, NO_LABEL)
+        return SemiSupervisedBatches(stripes.train_images, y, 6, 40, torch.Generator().manual_seed(0), binarize)
 
     return both_kinds
 
@@ -190,26 +190,18 @@ def test_the_weights_prior_counts_once_for_all_images(stripes, m1):
     ("change", "taken"),
     [
         ({}, ["labels", "frozen", "unfrozen"]),
-        ({"seed": 1}, []),
-        ({"first_label": 1}, []),
         ({"num_labeled": 18}, []),
-        ({"hidden_dims": (19,)}, []),
         ({"label_scale": 3}, ["labels"]),  # encoder and decoder only learn later
-        ({"alpha_per_image": 0.1}, []),
         ({"alpha_per_image": 1 + 1e-9}, []),  # which no loss in float32 can show
-        ({"topk": 2}, []),
-        ({"weight_prior": 1}, []),
-        ({"lr": 2e-3}, []),
         ({"unfrozen_epochs": 2}, []),
     ],
 )
 def test_a_stage_is_taken_from_its_checkpoint_only_if_it_would_compute_the_same(
     change, taken, both_kinds, tmp_path, capsys
 ):
-    def run(folder, *, seed=0, label_scale=0.1, hidden_dims=(20,), first_label=0, num_labeled=12, **changes):
-        torch.manual_seed(seed)
-        m2 = new_m2(hidden_dims=hidden_dims, label_scale=label_scale)
-        batches = both_kinds(first_label=first_label, num_labeled=num_labeled)
+    def run(folder, *, label_scale=0.1, num_labeled=12, **changes):
+        torch.manual_seed(0)
+        m2, batches = new_m2(label_scale=label_scale), both_kinds(num_labeled=num_labeled)
         recipes.train_m2(m2, batches, replace(QUICK, **changes), folder=folder)
         return m2.state_dict()
 
