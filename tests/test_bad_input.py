@@ -11,7 +11,6 @@ from torch import nn
 
 from vae.conv import ConvNet
 from vae.data import Batches, DataSet, SemiSupervisedBatches, binarize, hide_labels
-from vae.distributions import IndependentBernoulli
 from vae.evaluation import active_latents, elbo_terms, error_rate, log_likelihood, mean_and_standard_error
 from vae.gaussian import GaussianDecoder, OptimalGaussianDecoder
 from vae.models import VAE, AutoEncoder
@@ -104,10 +103,6 @@ def test_one_example_is_enough_where_no_spread_is_asked_for():
     assert torch.tensor(list(elbo_terms(vae, one).values())).isfinite().all()
 
 
-def of_pixels(pixels):
-    return IndependentBernoulli(torch.zeros(6)).log_prob(pixels)
-
-
 def auto_encoder():
     return AutoEncoder(nn.Linear(6, 2), BernoulliDecoder(2, 6, [5]))
 
@@ -144,7 +139,6 @@ REFUSED = {
     "no samples": (lambda: log_likelihood(m1(), X, 0), AT_LEAST_1),
     "a forgotten label": (lambda: Encoder(6, 2, [5], num_classes=3)(X), OF_LABELS),
     "an ignored label": (lambda: Encoder(6, 2, [5])(X, Y), OF_LABELS),
-    "gradients in pixels": (lambda: of_pixels(X.clone().requires_grad_()), "no gradient in the pixels"),
     "one scale of all labels": (lambda: OptimalGaussianDecoder(2, 6, [7], 3), "num_classes = 3.*SharedGaussianDecoder"),
 }
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Normal
 from torch.nn.functional import linear, one_hot
 from torch.testing import assert_close
 
 from vae.conv import ConvNet, DeconvNet
-from vae.distributions import ContinuousBernoulli, IndependentBernoulli, diagonal_normal
+from vae.distributions import ContinuousBernoulli, diagonal_normal
 from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
 from vae.models import VAE
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
@@ -166,44 +166,6 @@ def test_the_continuous_bernoulli_is_a_density_of_that_mean_which_its_gradient_a
     assert 0 <= draws.min() <= draws.max() <= 1
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - density.mean).abs() < 5 * standard_error + 1e-6).all()
-
-
-@pytest.mark.parametrize(
-    ("shape", "event_dims"),
-    [((3, 784), 1), ((3, 1), 1), ((2, 3, 113), 1), ((5, 1, 20), 1), ((4, 3, 2, 7, 5), 3)],
-)
-def test_independent_bernoullis_agree_with_the_plain_ones_in_value_and_gradient(shape, event_dims):
-    logits = 8 * torch.randn(shape, dtype=torch.float64)
-    x = torch.rand(3, *shape[-event_dims:], dtype=torch.float64)
-    weight = torch.randn(*shape[: -event_dims - 1], 3, dtype=torch.float64)
-    outcomes = []
-    for make in (IndependentBernoulli, lambda a, dims: Independent(Bernoulli(logits=a, validate_args=False), dims)):
-        leaf = logits.clone().requires_grad_()
-        value = make(leaf, event_dims).log_prob(x)
-        outcomes.append((value.detach(), *torch.autograd.grad((weight * value).sum(), leaf)))
-    assert outcomes[0][0].shape == weight.shape
-    assert_close(*outcomes, rtol=1e-12, atol=1e-12)
-
-
-def test_independent_bernoullis_refuse_a_second_derivative_instead_of_calling_it_zero():
-    logits, x = torch.zeros(3, requires_grad=True), torch.ones(3)
-    for ask in (
-        lambda: torch.autograd.functional.hessian(lambda a: IndependentBernoulli(a).log_prob(x), logits),
-        lambda: torch.autograd.grad(IndependentBernoulli(logits).log_prob(x), logits, create_graph=True),
-    ):
-        with pytest.raises(RuntimeError, match=r"differentiable once; .*torch.distributions"):
-            ask()
-
-
-@pytest.mark.parametrize("logit", [-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4])
-def test_independent_bernoullis_in_single_precision_at_extreme_logits(logit):
-    logits, x = torch.full((2, 784), logit, requires_grad=True), torch.tensor([[0.0], [1.0]]).expand(2, 784)
-    value = IndependentBernoulli(logits).log_prob(x)
-    exact = Independent(Bernoulli(logits=logits.detach().double()), 1).log_prob(x.double())
-    each = torch.finfo(torch.float32).eps  # σ(|l|) is rounded to this
-    assert_close(value.detach().double(), exact, rtol=1e-6, atol=784 * each)
-    value.sum().backward()
-    assert_close(logits.grad, x - torch.sigmoid(logits.detach()), rtol=0, atol=0)
 
 
 @given(seeds, sizes, shapes, st.floats(0.01, 100))

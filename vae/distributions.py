@@ -1,4 +1,4 @@
-"""Likelihoods that torch.distributions lacks, or computes with less precision, or in more time."""
+"""Likelihoods that torch.distributions lacks, or computes with less precision."""
 
 import math
 from typing import ClassVar
@@ -21,41 +21,11 @@ def check_pixels(x):
         raise ValueError(f"pixels must lie in [0, 1], but these span [{low.item()}, {high.item()}]; {remedy}")
 
 
-class _BernoulliLogProb(torch.autograd.Function):
-    """Σ_d [x_d l_d − log(1 + exp(l_d))] over the last dimension of logits l (…, D), for x that broadcasts to it.
-
-    log(1 + e^l) = max(l, 0) − log σ(|l|), and a sum of logarithms is the logarithm of a product. So there is one
-    exponential for each element, forward and backward, and one logarithm for at most 112, of a product ≥ 2^−112.
-    """
-
-    @staticmethod
-    def forward(ctx, logits, x):
-        probs = logits.sigmoid()
-        ctx.save_for_backward(probs, x)
-        linear = (x * logits).sub_(logits.relu()).sum(-1)
-        certain = (probs - 0.5).abs_().add_(0.5)  # σ(|l|)
-        return linear + certain.unflatten(-1, (-1, math.gcd(certain.shape[-1], 112))).prod(-1).log().sum(-1)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        if torch.is_grad_enabled():  # as by create_graph; once_differentiable would let a constant gradient pass
-            raise RuntimeError("log_prob is differentiable once; for more take torch.distributions.Bernoulli")
-        probs, x = ctx.saved_tensors
-        return (x - probs).mul_(gradient.unsqueeze(-1)), None
-
-
 class IndependentBernoulli(Independent):
-    """Independent(Bernoulli(logits=logits), event_dims), whose `log_prob` takes two thirds of the time."""
+    """Independent(Bernoulli(logits=logits), event_dims), whose values are not checked again each time."""
 
     def __init__(self, logits, event_dims=1):
         super().__init__(Bernoulli(logits=logits, validate_args=False), event_dims, validate_args=False)
-
-    def log_prob(self, value):
-        """Return log p(value) in nats: (…, *event) -> (…), once differentiable in the logits, not in `value`."""
-        if value.requires_grad:
-            raise ValueError("log_prob has no gradient in the pixels; detach them")
-        first = -len(self.event_shape)
-        return _BernoulliLogProb.apply(self.base_dist.logits.flatten(first), value.flatten(first))
 
 
 class ContinuousBernoulli(Distribution):
