@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.distributions import kl_divergence
+from torch.distributions import Categorical, MixtureSameFamily, kl_divergence
 
 from vae.data import check_labels
 from vae.models import check_batch
@@ -64,7 +64,7 @@ def active_latents(vae, x):
     return (means.std(0) > 0.1).nonzero().squeeze(1)
 
 
-def elbo_terms(vae, x, chunk_size=500):
+def elbo_terms(vae, x):
     """Return the ELBO of images x (N, *X) and the terms that it is made of, floats in nats, from one z per image.
 
     elbo = log_likelihood − mutual_information − kl_to_prior. The last two make up the mean of KL(q(z|x) ‖ p(z)): what z
@@ -73,23 +73,15 @@ def elbo_terms(vae, x, chunk_size=500):
     check_batch(x, vae)
     with torch.no_grad():
         posterior = vae.encoder(x)
+        aggregate = MixtureSameFamily(Categorical(x.new_ones(len(x))), posterior)
         z = posterior.sample()
-        likelihood = in_batches(lambda x, z: vae.decoder(z).log_prob(x), x, z, batch_size=chunk_size).mean()
-        log_aggregate = in_batches(lambda z: _log_mixture(z, posterior), z, batch_size=chunk_size)
-        divergence = kl_divergence(posterior, vae.prior).mean()
-        kl_to_prior = (log_aggregate - vae.prior.log_prob(z).cpu()).mean().item()
+        likelihood = in_batches(lambda x, z: vae.decoder(z).log_prob(x), x, z).mean().item()
+        divergence = kl_divergence(posterior, vae.prior).mean().item()
+        log_ratio = in_batches(lambda z: aggregate.log_prob(z) - vae.prior.log_prob(z), z, batch_size=10)  # of N terms
+    kl_to_prior = log_ratio.mean().item()
     return {
-        "elbo": (likelihood - divergence).item(),
-        "log_likelihood": likelihood.item(),
-        "mutual_information": divergence.item() - kl_to_prior,
+        "elbo": likelihood - divergence,
+        "log_likelihood": likelihood,
+        "mutual_information": divergence - kl_to_prior,
         "kl_to_prior": kl_to_prior,
     }
-
-
-def _log_mixture(z, components):
-    """Return log 1/N Σ_n q(z|x_n) of z (B, Z) under Normals of batch shape (N,): squares written out, as products."""
-    z, mean, precision = (t.cpu().double() for t in (z, components.mean, components.variance))
-    precision = precision.reciprocal()  # (N, Z)
-    distance = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)  # (B, N)
-    log_scale = (precision.log() - math.log(2 * math.pi)).sum(1)  # (N,), twice the logarithm of what is before exp
-    return ((log_scale - distance) / 2).logsumexp(1) - math.log(len(mean))
