@@ -44,8 +44,6 @@ def log_likelihood(vae, x, num_samples, chunk_size=100):
 
     The importance-weighted bound, on average below log p(x), and the tighter the more samples   [Burda et al. 2016].
     """
-    if min(num_samples, chunk_size) < 1:
-        raise ValueError(f"num_samples = {num_samples} and chunk_size = {chunk_size} must be at least 1")
     sizes = [min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size)]
     with torch.no_grad():
         sums = [vae.importance_weighted_bound(x, size) + math.log(size) for size in sizes]

@@ -62,8 +62,6 @@ class AutoEncoder(Module):
     @torch.no_grad()
     def fit_codes(self, x):
         """Fit a Gaussian to the codes of x (B, *X), as the prior that `sample` lacks; a saved file does not keep it."""
-        if len(x) < 2:
-            raise ValueError("one example has no spread; give at least two")
         codes = self.encoder(x)  # (B, Z)
         self.codes = MultivariateNormal(codes.mean(0), codes.T.cov().reshape(codes.shape[1], -1))
 
@@ -112,8 +110,6 @@ class VAE(_LatentVariableModel):
         `objective` may be `objectives.doubly_reparameterized_bound`, to train by.
         """
         check_batch(x, self)
-        if num_samples < 1:
-            raise ValueError(f"num_samples = {num_samples} must be at least 1")
         posterior = self.encoder(x)
         z = posterior.rsample((num_samples,))  # (S, B, Z)
         return objective(x, z, posterior, self.decoder(z), self.prior)
