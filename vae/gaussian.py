@@ -74,6 +74,24 @@ class SharedGaussianDecoder(GaussianDecoder):
         return self.log_scale.exp() if self.fixed_scale is None else log_scale.new_tensor(self.fixed_scale)
 
 
+class ColumnGaussianDecoder(GaussianDecoder):
+    """A scale for each dimension, the same for every z, as in factor analysis: parameters, never below `scale_floor`.
+
+    For the columns of a table. Unlike a scale that depends on z it cannot single out a few rows, and a column without
+    spread stops at the floor.
+    """
+
+    num_scales = 0
+
+    def __init__(self, z_dim, x_shape, hidden_dims, num_classes=0, network=MLP, scale_floor=0.1):
+        super().__init__(z_dim, x_shape, hidden_dims, num_classes, network)
+        self.scale_floor = scale_floor
+        self.log_scale = nn.Parameter(torch.zeros(self.x_shape))
+
+    def scale(self, log_scale):
+        return self.scale_floor + self.log_scale.exp()
+
+
 class OptimalNormal(Normal):
     """Normals of one common scale: the root mean square error of the very values whose `log_prob` is asked.
 

@@ -38,9 +38,9 @@ class M1Recipe(Recipe):
     lr: float = 2e-3
 
 
-def build_m1(x_shape, z_dim=10, hidden_dims=(500, 500), decoder=BernoulliDecoder, network=MLP):
+def build_m1(x_shape, z_dim=10, hidden_dims=(500, 500), decoder=BernoulliDecoder, network=MLP, decoder_network=None):
     """Return an untrained VAE of x (B, *x_shape), its decoder's layers the encoder's in reverse."""
-    likelihood = decoder(z_dim, x_shape, hidden_dims[::-1], network=network)
+    likelihood = decoder(z_dim, x_shape, hidden_dims[::-1], network=decoder_network or network)
     return VAE(Encoder(x_shape, z_dim, hidden_dims, network=network), likelihood)
 
 

@@ -1,0 +1,441 @@
+"""M2 as a scikit-learn classifier for your own rows, few of them with a label; it steps aside where M2 would do harm.
+
+Rows without a label help where the classes are what varies most in the data, and do harm elsewhere. Nobody knows
+before, so training is a path of points: labels alone, M2 for a little, M2 for longer. Cross-validation on the labeled
+rows measures every point; the last fit stops at the best one, and in doubt at an earlier one. scikit-learn and joblib
+come with the extra `estimator`.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch.nn.functional import cross_entropy
+
+from vae.conv import ConvNet, DeconvNet
+from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, as_is, binarize
+from vae.evaluation import in_batches
+from vae.gaussian import ColumnGaussianDecoder
+from vae.marginalization import marginalize
+from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder
+from vae.objectives import unlabeled_elbo
+from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
+from vae.saving import load
+
+DECODERS = {
+    "Bernoulli": BernoulliDecoder,
+    "continuous Bernoulli": ContinuousBernoulliDecoder,
+    "Gaussian": ColumnGaussianDecoder,
+}
+EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
+STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
+LABELS, PROBE, SHORT, LONG = "labels alone", "labels on M1's encoder", "M2, short", "M2"
+
+
+def labeled_folds(y, n_splits=3, random_state=0):
+    """Return pairs (training rows, held-out rows), arrays of indices: every labeled row that can be is held out once.
+
+    For `cv=` of scikit-learn's `cross_val_score` and `GridSearchCV`, whose own splitters would hold out rows whose
+    label nobody knows. Rows without a label, y (N,) as in `M2Classifier.fit`, always train, and of every class a row:
+    the one label of a class is never held out. Raises ValueError if all classes have one.
+    """
+    if n_splits < 2:
+        raise ValueError(f"n_splits = {n_splits} must be at least 2")
+    classes, codes = _encode(y)
+    order = check_random_state(random_state).permutation(len(codes))
+    by_class = [order[codes[order] == k] for k in range(len(classes))]
+    dealt = np.concatenate([rows for rows in by_class if len(rows) > 1] or [order[:0]])
+    if not len(dealt):
+        raise ValueError("every class has one label, so none can be held out: give some class two, or take cv=None")
+    folds = [np.sort(dealt[i::n_splits]) for i in range(n_splits)]  # a class's rows go to the folds in turn
+    return [(np.setdiff1d(np.arange(len(codes)), fold), fold) for fold in folds if len(fold)]
+
+
+def _encode(y):
+    """Return the classes (K,), sorted, and the number of each row's class (N,), −1 where y is −1, None or NaN."""
+    y = column_or_1d(y.detach().cpu().numpy() if torch.is_tensor(y) else np.asarray(y), warn=True)
+    known = np.array([not (v is None or type(v).__name__ == "NAType" or v != v or v == NO_LABEL) for v in y.tolist()])
+    labels = y[known].tolist()
+    if not labels:
+        raise ValueError("y holds no label: give some rows of each class one")
+    if len({isinstance(label, str) for label in labels}) == 2 or "-1" in labels:
+        raise ValueError('y mixes text and numbers: all labels text, and −1 or None, not "-1", where there is none')
+    labels = np.array(labels)
+    check_classification_targets(labels)
+    classes, numbers = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y holds one class only, {classes[0]!r}: a classifier needs at least two")
+    codes = np.full(len(y), NO_LABEL)
+    codes[known] = numbers
+    return classes, codes
+
+
+@dataclass
+class _Measured:
+    """What one point of the path makes of the held-out rows, its probabilities tempered as suits them best."""
+
+    error: float  # in %
+    log_loss: float  # in nats, the mean
+    calibration_error: float  # in %, between the most probable class's probability and how often it is right
+    temperature: float  # which its logits are divided by: above 1 where they are too sure
+
+    @classmethod
+    def of(cls, logits, y):
+        """Return the measurement of logits (n, K) and classes y (n,), and the log loss of each row (n,)."""
+        losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.3, 30, 41).tolist()}
+        temperature = min(losses, key=lambda t: losses[t].mean())
+        top = (logits / temperature).softmax(1).max(1)
+        right = top.indices == y
+        bins = (top.values * 10).long().clamp(max=9)
+        gaps = torch.zeros(10, dtype=logits.dtype).index_add_(0, bins, top.values - right.double())
+        error, calibration = 100 * (1 - right.double().mean().item()), 100 * gaps.abs().sum().item() / len(y)
+        return cls(error, losses[temperature].mean().item(), calibration, temperature), losses[temperature]
+
+
+class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+    """The semi-supervised VAE M2 as a classifier, guarded: `predict`, and all that a generative model can say.
+
+    Parameters
+    ----------
+    likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
+        p(x|y, z). By default: of values that are nearly binary a Bernoulli, of gray or colour images a continuous one,
+        of tables a Gaussian with a scale for each column.
+    hidden_dims : tuple of int or None
+        Widths of all networks; by default (500, 500), for rows of fewer than 200 values (128, 128), and (128,) after
+        the convolutions that images of more than 32 × 32 values get.
+    z_dim : int or None
+        Latents that hold the style; by default 50, and 10 for rows of fewer than 200 values.
+    label_prior : array-like of K probabilities or None
+        p(y), in the order of `classes_`; by default the smoothed frequency of the labels.
+    updates : int or None
+        Length of M1's training, and of M2's; by default 25 passes of the rows, between 1,000 and 6,000.
+    cv : int or None
+        Folds in which the guard measures M2 on held-out labels, for about four times the cost; None trusts M2.
+    n_jobs : int or None
+        How many folds joblib trains at once, in processes.
+    device : str
+        Where to train, as of PyTorch: "cpu" or "cuda". Predictions are made on the CPU, in double precision.
+    random_state : int, RandomState instance or None
+        For the same numbers again, on the same number of threads. No global random state is touched.
+    verbose : bool
+        Whether training prints.
+
+    Attributes
+    ----------
+    classes_ : ndarray (K,)
+        The classes, sorted.
+    transduction_ : ndarray (N,)
+        The labels of the training rows, those that were missing predicted.
+    report_ : str
+        What labels alone, and M2, get wrong on held-out labeled rows, and which of them answers.
+    cv_results_ : dict
+        The same in numbers, for each point: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
+    chosen_ : str
+        The point that answers: "labels alone", "labels on M1's encoder", "M2, short" or "M2".
+    history_ : list of dict
+        Loss (nats), updates and CPU seconds of each epoch of the last fit.
+    m2_ : vae.models.SemiSupervisedVAE
+        The trained model.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Notes
+    -----
+    Kingma, Rezende, Mohamed & Welling 2014, arXiv:1406.5298. The stages of training are those of `vae.recipes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_wine
+    >>> from vae.estimator import M2Classifier
+    >>> X, y = load_wine(return_X_y=True)
+    >>> few = np.where(np.arange(len(y)) % 10 == 0, y, -1)  # a tenth of the labels
+    >>> model = M2Classifier(updates=200, random_state=0).fit(X, few)
+    >>> bool(model.score(X, y) > 0.85)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        likelihood="auto",
+        hidden_dims=None,
+        z_dim=None,
+        label_prior=None,
+        updates=None,
+        cv=3,
+        n_jobs=None,
+        device="cpu",
+        random_state=None,
+        verbose=False,
+    ):
+        self.likelihood = likelihood
+        self.hidden_dims = hidden_dims
+        self.z_dim = z_dim
+        self.label_prior = label_prior
+        self.updates = updates
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y):
+        """Fit to rows X and labels y (N,), −1, None or NaN where there is none; returns itself.
+
+        X is a table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4; of uint8 or floats.
+        Raises ValueError, with what to do, for missing values or text in X, and for no labels or one class in y.
+        """
+        if y is None:
+            raise ValueError("M2Classifier requires y to be passed, but the target y is None")
+        X = self._check(X, reset=True)
+        self.x_shape_ = X.shape[1:]
+        self.classes_, codes = _encode(y)
+        check_consistent_length(X, codes)
+        self._fit_scaling(X)
+        x, y = self._scaled(X).float().to(self.device), torch.from_numpy(codes).to(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            self._fit(x, y, seed)
+        most_probable = self.predict_proba(X).argmax(1)
+        self.transduction_ = self.classes_[np.where(codes == NO_LABEL, most_probable, codes)]
+        return self
+
+    def _fit(self, x, y, seed):
+        """Choose a point of the path by cross-validation, and train as far as there."""
+        images, self.cv_results_, self.temperature_ = x.ndim > 2, {}, 1.0
+        self.chosen_, self.report_ = LONG, "M2 answers; cv=None, so nothing was held out to compare it with"
+        m1 = self._train_m1(x, seed) if images or self.cv else None
+        if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
+            self.chosen_, self.report_ = LABELS, "labels alone answer: every class has one label, too few to compare"
+            warnings.warn(self.report_, stacklevel=3)
+        elif self.cv:
+            images = self._measure(x, y, m1, seed)
+        start = m1 if images and self.chosen_ != LABELS else None
+        stages = {LABELS: (STAGES[0], (0, EPOCHS - 2, 0)), SHORT: STAGES[:2], LONG: STAGES}
+        stages[PROBE] = stages[LABELS]  # whose classifier stays as it is, while encoder and decoder learn
+        path = list(self._path(x, y, start, seed, stages[self.chosen_]))
+        self.history_ = [epoch for _, history in path for epoch in history]
+        self.m2_ = path[-1][0].to("cpu", torch.float64)
+
+    def _measure(self, x, y, m1, seed):
+        """Measure every point on held-out labels, choose one, report; return whether it starts with M1's encoder."""
+        folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
+        truth = torch.cat([y[rows] for _, rows in folds]).cpu()
+
+        def measure(start, num_points):
+            parallel = Parallel(self.n_jobs)
+            jobs = (delayed(self._held_out)(x, y, rows, start, seed, num_points) for _, rows in folds)
+            return [_Measured.of(logits, truth) for logits in torch.cat(list(parallel(jobs)), 1)]
+
+        (labels,), (probe,) = measure(None, 1), measure(m1, 1)
+        from_m1 = probe[0].log_loss < labels[0].log_loss
+        _, short, long = measure(m1 if from_m1 else None, 3)
+        points = {LABELS: labels} | ({PROBE: probe} if from_m1 else {}) | {SHORT: short, LONG: long}
+        best = min(points, key=lambda name: points[name][0].log_loss)
+        for name, (_, losses) in points.items():
+            worse = losses - points[best][1]
+            if worse.mean() <= worse.std() / len(worse) ** 0.5:  # no more than one standard error
+                self.chosen_ = name
+                break
+        self.cv_results_ = {name: asdict(measured) for name, (measured, _) in points.items()}
+        self.temperature_ = points[self.chosen_][0].temperature
+        self.report_ = self._report(len(truth))
+        harm = long[0].error - labels[0].error
+        if self.chosen_ == LABELS and harm > 0:
+            warnings.warn(
+                f"unlabeled rows are not used: M2 would have raised the error on held-out labels by {harm:.1f} points, "
+                f"from {labels[0].error:.1f} to {long[0].error:.1f} %",
+                stacklevel=4,
+            )
+        return from_m1
+
+    def _report(self, num_rows):
+        """Return the measurements as a small table."""
+        lines = [f"{num_rows} labeled rows, each held out once:   wrong   log loss   calibration error"]
+        for name, found in self.cv_results_.items():
+            numbers = f"{found['error']:7.1f} %{found['log_loss']:11.3f}{found['calibration_error']:16.1f} %"
+            lines.append(f"{name:40s}{numbers}{'   answers' if name == self.chosen_ else ''}")
+        return "\n".join(lines)
+
+    def _held_out(self, x, y, rows, start, seed, num_points):
+        """Return the logits (P, n, K) of P points for `rows` (n,), whose labels training does not see."""
+        hidden = y.clone()
+        hidden[rows] = NO_LABEL
+        logits = []
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            path = self._path(x, hidden, start, seed, STAGES)
+            for m2, _ in islice(path, num_points):
+                logits.append(in_batches(lambda rows, q=m2.classifier: q(rows).logits, x[rows]))
+        return torch.stack(logits).cpu().double()
+
+    def _networks(self, x_shape):
+        """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
+        widths, networks = ((128, 128), 10) if np.prod(x_shape) < 200 else ((500, 500), 50), {}
+        if len(x_shape) == 3 and np.prod(x_shape) > 32 * 32:  # where an MLP would be slow, and see little
+            widths = (128,), 50
+            networks["network"] = partial(ConvNet, channels=(16, 32, 64))
+            networks["decoder_network"] = partial(DeconvNet, channels=(64, 32, 16))
+        hidden_dims, z_dim = tuple(self.hidden_dims or widths[0]), self.z_dim or widths[1]
+        return networks | {"hidden_dims": hidden_dims, "z_dim": z_dim, "decoder": DECODERS[self.likelihood_]}
+
+    def _batches(self, kind, x, *others, seed):
+        """Return batches of x in an epoch of an `EPOCHS`th of the updates, and seed the global generator, too."""
+        torch.manual_seed(seed)
+        transform = binarize if self.likelihood_ == "Bernoulli" else as_is
+        num_batches = -(-(self.updates or min(6000, max(1000, 25 * len(x) // 200))) // EPOCHS)
+        return kind(x, *others, torch.Generator(x.device).manual_seed(seed), transform, num_batches)
+
+    def _train_m1(self, x, seed):
+        """Return an M1 of all rows (N, *X)."""
+        batches = self._batches(Batches, x, min(200, len(x)), seed=seed)
+        m1 = build_m1(x.shape[1:], **self._networks(x.shape[1:])).to(x.device)
+        train_m1(m1, batches, M1Recipe(epochs=EPOCHS), verbose=self.verbose)
+        return m1
+
+    def _path(self, x, y, m1, seed, stages):
+        """Train M2 as `train_m2` does; yield it and its history at each point, where one of `stages` ends."""
+        counts = torch.bincount(y[y != NO_LABEL], minlength=len(self.classes_)).cpu()
+        sizes = min(100, int(counts.sum())), min(200, len(y) - int(counts.sum()))
+        batches = self._batches(SemiSupervisedBatches, x, y, *sizes, seed=seed)
+        m2 = build_m2(
+            x.shape[1:],
+            len(self.classes_),
+            **self._networks(x.shape[1:]),
+            m1=m1,
+            label_prior=(counts + 1) / (counts + 1).sum() if self.label_prior is None else self.label_prior,
+        ).to(x.device)
+        for label, frozen, unfrozen in stages:
+            recipe = M2Recipe(label_epochs=label, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
+            yield m2, train_m2(m2, batches, recipe, verbose=self.verbose)
+
+    def _check(self, X, reset=False):
+        """Return X as float64, images as (N, C, H, W); ValueError, with what to do, for what is neither."""
+        if not reset:
+            check_is_fitted(self)
+        X = X.detach().cpu().numpy() if torch.is_tensor(X) else X
+        if getattr(X, "ndim", 2) > 2:
+            X = check_array(X, dtype=np.float64, allow_nd=True, ensure_all_finite=False, input_name="X")
+            X = X[:, None] if X.ndim == 3 else X
+            if X.shape[-1] in (1, 3, 4) and X.shape[1] not in (1, 3, 4):
+                X = X.transpose(0, 3, 1, 2)
+            if reset:
+                self.n_features_in_ = X[0].size
+        else:
+            try:
+                X = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
+            except ValueError as error:
+                if "could not convert" not in str(error):
+                    raise
+                raise ValueError(f"X holds text ({error}): in a Pipeline, put OneHotEncoder before it") from error
+        if np.isnan(X).any():
+            raise ValueError("X holds NaN: in a Pipeline, put SimpleImputer before it")
+        if np.isinf(X).any():
+            raise ValueError("X holds infinity: replace it, or leave these rows out")
+        if not reset and X.shape[1:] != self.x_shape_:
+            raise ValueError(f"X has rows of shape {X.shape[1:]}, but those that it was fitted to {self.x_shape_}")
+        return X
+
+    def _fit_scaling(self, X):
+        """Choose the likelihood; and what rows are shifted and scaled by: columns to mean 0, variance 1, or pixels."""
+        low, high = min(0, X.min()), max(1, X.max())
+        pixels = (X - low) / (high - low)
+        bright = (pixels > 0.9).mean()
+        found = "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
+        if bright > 0.02 and bright + (pixels < 0.1).mean() > 0.8:  # nearly binary
+            found = "Bernoulli"
+        self.likelihood_ = found if self.likelihood == "auto" else self.likelihood
+        if self.likelihood_ not in DECODERS:
+            raise ValueError(f"likelihood = {self.likelihood!r} must be one of auto, {', '.join(DECODERS)}")
+        self.shift_, self.scale_ = np.full_like(X[0], low), np.full_like(X[0], high - low)
+        if self.likelihood_ == "Gaussian":
+            self.shift_, spread = X.mean(0), X.std(0)
+            self.scale_ = np.where(spread > 1e-7 * np.abs(self.shift_), spread, 1)  # 1 where a column is constant
+
+    def _scaled(self, X):
+        """Return X (N, *x_shape_) as M2 models it, in float64; new pixels beyond the range of the old ones are cut."""
+        x = torch.from_numpy((X - self.shift_) / self.scale_)
+        return x if self.likelihood_ == "Gaussian" else x.clamp(0, 1)
+
+    def _of_rows(self, function, X):
+        """Return `function(rows)` of all scaled rows, an array (N, …)."""
+        return in_batches(function, self._scaled(self._check(X))).numpy()
+
+    def predict_proba(self, X):
+        """Return q(y|x), in the order of `classes_`: (N, K)."""
+        return self._of_rows(lambda x: (self.m2_.classifier(x).logits / self.temperature_).softmax(1), X)
+
+    def predict(self, X):
+        """Return the most probable class of each row: (N,)."""
+        most_probable = self.predict_proba(X).argmax(1)
+        return self.classes_[most_probable]
+
+    def transform(self, X):
+        """Return the style: the mean of q(z|x, y) at the most probable class, (N, Z)."""
+        return self._of_rows(lambda x: self.m2_.encoder(x, self.m2_.classify(x)).mean, X)
+
+    def score_samples(self, X):
+        """Return a lower bound on log p(x) of each row, in nats, up to a constant: low where a row is like no other.
+
+        Of the scaled row, in the mean over ten draws of z, the same for all rows; gray pixels under a Bernoulli have
+        their expected value (see `vae.networks`).
+        """
+        check_is_fitted(self)
+        noise = torch.from_numpy(np.random.RandomState(0).standard_normal((10, self.m2_.encoder.z_dim)))
+
+        def bound(x):
+            label_posterior = self.m2_.label_posterior(x)
+            draws = [
+                marginalize(lambda y, n=n: self.m2_.elbo_given_noise(x, y, n.expand(len(x), -1)), label_posterior)
+                for n in noise
+            ]
+            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior)
+
+        return self._of_rows(bound, X)
+
+    def sample(self, num=1, label=None, *, mean=False):
+        """Draw `num` rows of the class `label`, or of all classes by their prior: (num, *x_shape_), in X's units.
+
+        `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state` draws the same rows again.
+        """
+        check_is_fitted(self)
+        if label is not None and label not in self.classes_:
+            raise ValueError(f"label = {label!r} must be one of {self.classes_.tolist()}")
+        number = None if label is None else int(np.flatnonzero(self.classes_ == label)[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
+            rows = self.m2_.sample(num, number, mean=mean)
+        return rows.numpy() * self.scale_ + self.shift_
+
+    def save(self, path):
+        """Write the fitted classifier to `path`, a safetensors file, atomically: nothing in it is ever executed."""
+        check_is_fitted(self)
+        kept = {name: value for name, value in vars(self).items() if name != "m2_"}
+        self.m2_.save(path, torch.float32, estimator=kept)  # as it was trained in
+
+    @classmethod
+    def load(cls, path):
+        """Return the classifier that `save` wrote to `path`. ValueError for another file."""
+        m2 = load(path)
+        if "estimator" not in m2.about:
+            raise ValueError(f"{path} holds no M2Classifier; vae.load reads models")
+        self = cls()
+        self.__dict__ |= m2.about["estimator"] | {"m2_": m2.double()}
+        for name in ("classes_", "transduction_", "shift_", "scale_", "feature_names_in_"):
+            if hasattr(self, name):
+                setattr(self, name, np.array(getattr(self, name)))
+        self.x_shape_ = tuple(self.x_shape_)
+        return self
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
