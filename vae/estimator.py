@@ -90,7 +90,7 @@ class _Measured:
     @classmethod
     def of(cls, logits, y):
         """Return the measurement of logits (n, K) and classes y (n,), and the log loss of each row (n,)."""
-        losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.3, 30, 41).tolist()}
+        losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.5, 30, 41).tolist()}
         temperature = min(losses, key=lambda t: losses[t].mean())
         top = (logits / temperature).softmax(1).max(1)
         right = top.indices == y
@@ -100,14 +100,20 @@ class _Measured:
         return cls(error, losses[temperature].mean().item(), calibration, temperature), losses[temperature]
 
 
+def _as_good(point, other):
+    """Return whether a measured point is as good as another: within one standard error of log loss, or 0.01 nats."""
+    worse = point[1] - other[1]
+    return bool(worse.mean() <= max(worse.std(correction=0) / len(worse) ** 0.5, 0.01))
+
+
 class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     """The semi-supervised VAE M2 as a classifier, guarded: `predict`, and all that a generative model can say.
 
     Parameters
     ----------
     likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
-        p(x|y, z). By default: of values that are nearly binary a Bernoulli, of gray or colour images a continuous one,
-        of tables a Gaussian with a scale for each column.
+        p(x|y, z). By default a Bernoulli for nearly binary images, and tables in [0, 1]; a continuous one for gray or
+        colour images; for other tables a Gaussian with a scale for each column.
     hidden_dims : tuple of int or None
         Widths of all networks; by default (500, 500), for rows of fewer than 200 values (128, 128), and (128,) after
         the convolutions that images of more than 32 × 32 values get.
@@ -118,7 +124,9 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     updates : int or None
         Length of M1's training, and of M2's; by default 25 passes of the rows, between 1,000 and 6,000.
     cv : int or None
-        Folds in which the guard measures M2 on held-out labels, for about four times the cost; None trusts M2.
+        Folds in which the guard measures M2 on held-out labels, for three to five times the cost; None for no guard.
+    point : {"labels alone", "labels on M1's encoder", "M2, short", "M2"}
+        Where training stops if `cv` is None.
     n_jobs : int or None
         How many folds joblib trains at once, in processes.
     device : str
@@ -172,6 +180,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         label_prior=None,
         updates=None,
         cv=3,
+        point="M2",
         n_jobs=None,
         device="cpu",
         random_state=None,
@@ -183,6 +192,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.label_prior = label_prior
         self.updates = updates
         self.cv = cv
+        self.point = point
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
@@ -211,18 +221,21 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _fit(self, x, y, seed):
         """Choose a point of the path by cross-validation, and train as far as there."""
-        images, self.cv_results_, self.temperature_ = x.ndim > 2, {}, 1.0
-        self.chosen_, self.report_ = LONG, "M2 answers; cv=None, so nothing was held out to compare it with"
-        m1 = self._train_m1(x, seed) if images or self.cv else None
+        frozen = STAGES[0], (0, EPOCHS - 2, 0)  # the classifier stays as it is, while encoder and decoder learn
+        stages = {LABELS: frozen, PROBE: frozen, SHORT: STAGES[:2], LONG: STAGES}
+        if self.point not in stages:
+            raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
+        self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
+        self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
+        from_m1 = self.point == PROBE or (x.ndim > 2 and self.point != LABELS)
+        m1 = self._train_m1(x, seed) if from_m1 or self.cv else None
         if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
-            self.chosen_, self.report_ = LABELS, "labels alone answer: every class has one label, too few to compare"
+            from_m1, self.chosen_ = False, LABELS
+            self.report_ = "labels alone answer: every class has one label, so none can be held out to compare with M2"
             warnings.warn(self.report_, stacklevel=3)
         elif self.cv:
-            images = self._measure(x, y, m1, seed)
-        start = m1 if images and self.chosen_ != LABELS else None
-        stages = {LABELS: (STAGES[0], (0, EPOCHS - 2, 0)), SHORT: STAGES[:2], LONG: STAGES}
-        stages[PROBE] = stages[LABELS]  # whose classifier stays as it is, while encoder and decoder learn
-        path = list(self._path(x, y, start, seed, stages[self.chosen_]))
+            from_m1 = self._measure(x, y, m1, seed)
+        path = list(self._path(x, y, m1 if from_m1 else None, seed, stages[self.chosen_]))
         self.history_ = [epoch for _, history in path for epoch in history]
         self.m2_ = path[-1][0].to("cpu", torch.float64)
 
@@ -237,15 +250,11 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             return [_Measured.of(logits, truth) for logits in torch.cat(list(parallel(jobs)), 1)]
 
         (labels,), (probe,) = measure(None, 1), measure(m1, 1)
-        from_m1 = probe[0].log_loss < labels[0].log_loss
+        from_m1 = not _as_good(labels, probe)
         _, short, long = measure(m1 if from_m1 else None, 3)
         points = {LABELS: labels} | ({PROBE: probe} if from_m1 else {}) | {SHORT: short, LONG: long}
-        best = min(points, key=lambda name: points[name][0].log_loss)
-        for name, (_, losses) in points.items():
-            worse = losses - points[best][1]
-            if worse.mean() <= worse.std() / len(worse) ** 0.5:  # no more than one standard error
-                self.chosen_ = name
-                break
+        best = min(points.values(), key=lambda point: point[0].log_loss)
+        self.chosen_ = next(name for name, point in points.items() if _as_good(point, best))
         self.cv_results_ = {name: asdict(measured) for name, (measured, _) in points.items()}
         self.temperature_ = points[self.chosen_][0].temperature
         self.report_ = self._report(len(truth))
@@ -256,7 +265,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 f"from {labels[0].error:.1f} to {long[0].error:.1f} %",
                 stacklevel=4,
             )
-        return from_m1
+        return from_m1 and self.chosen_ != LABELS
 
     def _report(self, num_rows):
         """Return the measurements as a small table."""
@@ -347,10 +356,9 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _fit_scaling(self, X):
         """Choose the likelihood; and what rows are shifted and scaled by: columns to mean 0, variance 1, or pixels."""
         low, high = min(0, X.min()), max(1, X.max())
-        pixels = (X - low) / (high - low)
-        bright = (pixels > 0.9).mean()
-        found = "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
-        if bright > 0.02 and bright + (pixels < 0.1).mean() > 0.8:  # nearly binary
+        pixels, found = (X - low) / (high - low), "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
+        nearly_binary = (pixels > 0.9).mean() > 0.02 and ((pixels < 0.1) | (pixels > 0.9)).mean() > 0.8
+        if nearly_binary and (X.ndim > 2 or (low, high) == (0, 1)):
             found = "Bernoulli"
         self.likelihood_ = found if self.likelihood == "auto" else self.likelihood
         if self.likelihood_ not in DECODERS:
