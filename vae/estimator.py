@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import cross_entropy
 
 from vae.conv import ConvNet, DeconvNet
@@ -28,6 +27,7 @@ from vae.marginalization import marginalize
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder
 from vae.objectives import unlabeled_elbo
 from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
+from vae.rows import check_rows, choose_likelihood, column_scaling, encode_labels, labeled_folds, pixel_range
 from vae.saving import load
 
 DECODERS = {
@@ -38,44 +38,6 @@ DECODERS = {
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
 LABELS, PROBE, SHORT, LONG = "labels alone", "labels on M1's encoder", "M2, short", "M2"
-
-
-def labeled_folds(y, n_splits=3, random_state=0):
-    """Return pairs (training rows, held-out rows), arrays of indices: every labeled row that can be is held out once.
-
-    For `cv=` of scikit-learn's `cross_val_score` and `GridSearchCV`, whose own splitters would hold out rows whose
-    label nobody knows. Rows without a label, y (N,) as in `M2Classifier.fit`, always train, and of every class a row:
-    the one label of a class is never held out. Raises ValueError if all classes have one.
-    """
-    if n_splits < 2:
-        raise ValueError(f"n_splits = {n_splits} must be at least 2")
-    classes, codes = _encode(y)
-    order = check_random_state(random_state).permutation(len(codes))
-    by_class = [order[codes[order] == k] for k in range(len(classes))]
-    dealt = np.concatenate([rows for rows in by_class if len(rows) > 1] or [order[:0]])
-    if not len(dealt):
-        raise ValueError("every class has one label, so none can be held out: give some class two, or take cv=None")
-    folds = [np.sort(dealt[i::n_splits]) for i in range(n_splits)]  # a class's rows go to the folds in turn
-    return [(np.setdiff1d(np.arange(len(codes)), fold), fold) for fold in folds if len(fold)]
-
-
-def _encode(y):
-    """Return the classes (K,), sorted, and the number of each row's class (N,), −1 where y is −1, None or NaN."""
-    y = column_or_1d(y.detach().cpu().numpy() if torch.is_tensor(y) else np.asarray(y), warn=True)
-    known = np.array([not (v is None or type(v).__name__ == "NAType" or v != v or v == NO_LABEL) for v in y.tolist()])
-    labels = y[known].tolist()
-    if not labels:
-        raise ValueError("y holds no label: give some rows of each class one")
-    if len({isinstance(label, str) for label in labels}) == 2 or "-1" in labels:
-        raise ValueError('y mixes text and numbers: all labels text, and −1 or None, not "-1", where there is none')
-    labels = np.array(labels)
-    check_classification_targets(labels)
-    classes, numbers = np.unique(labels, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y holds one class only, {classes[0]!r}: a classifier needs at least two")
-    codes = np.full(len(y), NO_LABEL)
-    codes[known] = numbers
-    return classes, codes
 
 
 @dataclass
@@ -206,9 +168,8 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         if y is None:
             raise ValueError("M2Classifier requires y to be passed, but the target y is None")
-        X = self._check(X, reset=True)
-        self.x_shape_ = X.shape[1:]
-        self.classes_, codes = _encode(y)
+        X = check_rows(self, X, reset=True)
+        self.classes_, codes = encode_labels(y)
         check_consistent_length(X, codes)
         self._fit_scaling(X)
         x, y = self._scaled(X).float().to(self.device), torch.from_numpy(codes).to(self.device)
@@ -326,47 +287,16 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             recipe = M2Recipe(label_epochs=label, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
             yield m2, train_m2(m2, batches, recipe, verbose=self.verbose)
 
-    def _check(self, X, reset=False):
-        """Return X as float64, images as (N, C, H, W); ValueError, with what to do, for what is neither."""
-        if not reset:
-            check_is_fitted(self)
-        X = X.detach().cpu().numpy() if torch.is_tensor(X) else X
-        if getattr(X, "ndim", 2) > 2:
-            X = check_array(X, dtype=np.float64, allow_nd=True, ensure_all_finite=False, input_name="X")
-            X = X[:, None] if X.ndim == 3 else X
-            if X.shape[-1] in (1, 3, 4) and X.shape[1] not in (1, 3, 4):
-                X = X.transpose(0, 3, 1, 2)
-            if reset:
-                self.n_features_in_ = X[0].size
-        else:
-            try:
-                X = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
-            except ValueError as error:
-                if "could not convert" not in str(error):
-                    raise
-                raise ValueError(f"X holds text ({error}): in a Pipeline, put OneHotEncoder before it") from error
-        if np.isnan(X).any():
-            raise ValueError("X holds NaN: in a Pipeline, put SimpleImputer before it")
-        if np.isinf(X).any():
-            raise ValueError("X holds infinity: replace it, or leave these rows out")
-        if not reset and X.shape[1:] != self.x_shape_:
-            raise ValueError(f"X has rows of shape {X.shape[1:]}, but those that it was fitted to {self.x_shape_}")
-        return X
-
     def _fit_scaling(self, X):
-        """Choose the likelihood; and what rows are shifted and scaled by: columns to mean 0, variance 1, or pixels."""
-        low, high = min(0, X.min()), max(1, X.max())
-        pixels, found = (X - low) / (high - low), "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
-        nearly_binary = (pixels > 0.9).mean() > 0.02 and ((pixels < 0.1) | (pixels > 0.9)).mean() > 0.8
-        if nearly_binary and (X.ndim > 2 or (low, high) == (0, 1)):
-            found = "Bernoulli"
-        self.likelihood_ = found if self.likelihood == "auto" else self.likelihood
+        """Choose the likelihood; and by what rows are shifted and scaled for it."""
+        self.likelihood_ = choose_likelihood(X) if self.likelihood == "auto" else self.likelihood
         if self.likelihood_ not in DECODERS:
             raise ValueError(f"likelihood = {self.likelihood!r} must be one of auto, {', '.join(DECODERS)}")
-        self.shift_, self.scale_ = np.full_like(X[0], low), np.full_like(X[0], high - low)
         if self.likelihood_ == "Gaussian":
-            self.shift_, spread = X.mean(0), X.std(0)
-            self.scale_ = np.where(spread > 1e-7 * np.abs(self.shift_), spread, 1)  # 1 where a column is constant
+            self.shift_, self.scale_ = column_scaling(X)
+        else:
+            low, high = pixel_range(X)
+            self.shift_, self.scale_ = np.full_like(X[0], low), np.full_like(X[0], high - low)
 
     def _scaled(self, X):
         """Return X (N, *x_shape_) as M2 models it, in float64; new pixels beyond the range of the old ones are cut."""
@@ -375,7 +305,8 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _of_rows(self, function, X):
         """Return `function(rows)` of all scaled rows, an array (N, …)."""
-        return in_batches(function, self._scaled(self._check(X))).numpy()
+        check_is_fitted(self)
+        return in_batches(function, self._scaled(check_rows(self, X, reset=False))).numpy()
 
     def predict_proba(self, X):
         """Return q(y|x), in the order of `classes_`: (N, K)."""
