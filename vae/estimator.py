@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import cross_entropy
@@ -27,7 +27,15 @@ from vae.marginalization import marginalize
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder
 from vae.objectives import unlabeled_elbo
 from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
-from vae.rows import check_rows, choose_likelihood, column_scaling, encode_labels, labeled_folds, pixel_range
+from vae.rows import (
+    check_range,
+    check_rows,
+    choose_likelihood,
+    column_scaling,
+    encode_labels,
+    labeled_folds,
+    pixel_range,
+)
 from vae.saving import load
 
 DECODERS = {
@@ -68,7 +76,7 @@ def _as_good(point, other):
     return bool(worse.mean() <= max(worse.std(correction=0) / len(worse) ** 0.5, 0.01))
 
 
-class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
     """The semi-supervised VAE M2 as a classifier, guarded: `predict`, and all that a generative model can say.
 
     Parameters
@@ -172,7 +180,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.classes_, codes = encode_labels(y)
         check_consistent_length(X, codes)
         self._fit_scaling(X)
-        x, y = self._scaled(X).float().to(self.device), torch.from_numpy(codes).to(self.device)
+        x, y = self._scaled(X).to(self.device, torch.get_default_dtype()), torch.from_numpy(codes).to(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             self._fit(x, y, seed)
@@ -199,6 +207,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         path = list(self._path(x, y, m1 if from_m1 else None, seed, stages[self.chosen_]))
         self.history_ = [epoch for _, history in path for epoch in history]
         self.m2_ = path[-1][0].to("cpu", torch.float64)
+        self._n_features_out = self.m2_.encoder.z_dim
 
     def _measure(self, x, y, m1, seed):
         """Measure every point on held-out labels, choose one, report; return whether it starts with M1's encoder."""
@@ -301,11 +310,14 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _scaled(self, X):
         """Return X (N, *x_shape_) as M2 models it, in float64; new pixels beyond the range of the old ones are cut."""
         x = torch.from_numpy((X - self.shift_) / self.scale_)
-        return x if self.likelihood_ == "Gaussian" else x.clamp(0, 1)
+        if self.likelihood_ == "Gaussian":
+            return x
+        check_range(X, self.shift_.flat[0], self.scale_.flat[0])
+        return x.clamp(0, 1)
 
     def _of_rows(self, function, X):
         """Return `function(rows)` of all scaled rows, an array (N, …)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "m2_")
         return in_batches(function, self._scaled(check_rows(self, X, reset=False))).numpy()
 
     def predict_proba(self, X):
@@ -325,9 +337,9 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Return a lower bound on log p(x) of each row, in nats, up to a constant: low where a row is like no other.
 
         Of the scaled row, in the mean over ten draws of z, the same for all rows; gray pixels under a Bernoulli have
-        their expected value (see `vae.networks`).
+        their expected value (see `vae.networks`). −∞ for what is too far away to compute.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "m2_")
         noise = torch.from_numpy(np.random.RandomState(0).standard_normal((10, self.m2_.encoder.z_dim)))
 
         def bound(x):
@@ -336,7 +348,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 marginalize(lambda y, n=n: self.m2_.elbo_given_noise(x, y, n.expand(len(x), -1)), label_posterior)
                 for n in noise
             ]
-            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior)
+            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior).nan_to_num(nan=-torch.inf)
 
         return self._of_rows(bound, X)
 
@@ -345,7 +357,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
         `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state` draws the same rows again.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "m2_")
         if label is not None and label not in self.classes_:
             raise ValueError(f"label = {label!r} must be one of {self.classes_.tolist()}")
         number = None if label is None else int(np.flatnonzero(self.classes_ == label)[0])
@@ -356,7 +368,7 @@ class M2Classifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def save(self, path):
         """Write the fitted classifier to `path`, a safetensors file, atomically: nothing in it is ever executed."""
-        check_is_fitted(self)
+        check_is_fitted(self, "m2_")
         kept = {name: value for name, value in vars(self).items() if name != "m2_"}
         self.m2_.save(path, torch.float32, estimator=kept)  # as it was trained in
 

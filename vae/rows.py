@@ -94,6 +94,14 @@ def pixel_range(X):
     return min(0.0, X.min()), max(1.0, X.max())
 
 
+def check_range(X, low, width):
+    """Raise ValueError if pixels X are on another scale than those in [low, low + width] that a model was fitted to."""
+    found = f"pixels lie in [{X.min():g}, {X.max():g}], but those that it was fitted to in [{low:g}, {low + width:g}]"
+    fractions_of_one = width > 100 and 0 < X.max() <= 1 and (X % 1).any()
+    if X.max() > low + 2 * width or X.min() < low - width or fractions_of_one:
+        raise ValueError(f"{found}: divide 8-bit images by 255, or multiply by it, as they were")
+
+
 def column_scaling(X):
     """Return mean and standard deviation of each column, 1 for the latter where a column is constant: (D,), (D,)."""
     mean, spread = X.mean(0), X.std(0)
