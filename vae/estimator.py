@@ -2,12 +2,12 @@
 
 Rows without a label help where the classes are what varies most in the data, and do harm elsewhere. Nobody knows
 before, so training is a path of points: labels alone, M2 for a little, M2 for longer. Cross-validation on the labeled
-rows measures every point; the last fit stops at the best one, and in doubt at an earlier one. scikit-learn and joblib
-come with the extra `estimator`.
+rows measures every point, and a later one answers only if it proves better. scikit-learn and joblib come with the extra
+`estimator`.
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -45,7 +45,7 @@ DECODERS = {
 }
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
-LABELS, PROBE, SHORT, LONG = "labels alone", "labels on M1's encoder", "M2, short", "M2"
+LABELS, SHORT, LONG = "labels alone", "M2, short", "M2"
 
 
 @dataclass
@@ -56,10 +56,15 @@ class _Measured:
     log_loss: float  # in nats, the mean
     calibration_error: float  # in %, between the most probable class's probability and how often it is right
     temperature: float  # which its logits are divided by: above 1 where they are too sure
+    losses: torch.Tensor  # (n,), a row's each
+
+    def told(self):
+        """Return all numbers but those of single rows."""
+        return {name: value for name, value in vars(self).items() if name != "losses"}
 
     @classmethod
     def of(cls, logits, y):
-        """Return the measurement of logits (n, K) and classes y (n,), and the log loss of each row (n,)."""
+        """Return the measurement of logits (n, K) beside the classes y (n,)."""
         losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.5, 30, 41).tolist()}
         temperature = min(losses, key=lambda t: losses[t].mean())
         top = (logits / temperature).softmax(1).max(1)
@@ -67,13 +72,8 @@ class _Measured:
         bins = (top.values * 10).long().clamp(max=9)
         gaps = torch.zeros(10, dtype=logits.dtype).index_add_(0, bins, top.values - right.double())
         error, calibration = 100 * (1 - right.double().mean().item()), 100 * gaps.abs().sum().item() / len(y)
-        return cls(error, losses[temperature].mean().item(), calibration, temperature), losses[temperature]
-
-
-def _as_good(point, other):
-    """Return whether a measured point is as good as another: within one standard error of log loss, or 0.01 nats."""
-    worse = point[1] - other[1]
-    return bool(worse.mean() <= max(worse.std(correction=0) / len(worse) ** 0.5, 0.01))
+        tempered = losses[temperature]
+        return cls(error, tempered.mean().item(), calibration, temperature, tempered)
 
 
 class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -95,7 +95,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         Length of M1's training, and of M2's; by default 25 passes of the rows, between 1,000 and 6,000.
     cv : int or None
         Folds in which the guard measures M2 on held-out labels, for three to five times the cost; None for no guard.
-    point : {"labels alone", "labels on M1's encoder", "M2, short", "M2"}
+    point : {"labels alone", "M2, short", "M2"}
         Where training stops if `cv` is None.
     n_jobs : int or None
         How many folds joblib trains at once, in processes.
@@ -117,7 +117,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     cv_results_ : dict
         The same in numbers, for each point: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
     chosen_ : str
-        The point that answers: "labels alone", "labels on M1's encoder", "M2, short" or "M2".
+        The point that answers: "labels alone", "M2, short" or "M2".
     history_ : list of dict
         Loss (nats), updates and CPU seconds of each epoch of the last fit.
     m2_ : vae.models.SemiSupervisedVAE
@@ -191,12 +191,12 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _fit(self, x, y, seed):
         """Choose a point of the path by cross-validation, and train as far as there."""
         frozen = STAGES[0], (0, EPOCHS - 2, 0)  # the classifier stays as it is, while encoder and decoder learn
-        stages = {LABELS: frozen, PROBE: frozen, SHORT: STAGES[:2], LONG: STAGES}
+        stages = {LABELS: frozen, SHORT: STAGES[:2], LONG: STAGES}
         if self.point not in stages:
             raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
         self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
         self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
-        from_m1 = self.point == PROBE or (x.ndim > 2 and self.point != LABELS)
+        from_m1 = x.ndim > 2 and self.point != LABELS
         m1 = self._train_m1(x, seed) if from_m1 or self.cv else None
         if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
             from_m1, self.chosen_ = False, LABELS
@@ -210,7 +210,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         self._n_features_out = self.m2_.encoder.z_dim
 
     def _measure(self, x, y, m1, seed):
-        """Measure every point on held-out labels, choose one, report; return whether it starts with M1's encoder."""
+        """Measure every point on held-out labels, choose one, report; return whether it starts with M1's encoder.
+
+        It does if one new layer on that encoder is better than a network of the labels alone, by more than one standard
+        error of log loss. A point is chosen over an earlier one if fewer rows are wrong, and the log loss is lower.
+        """
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
         truth = torch.cat([y[rows] for _, rows in folds]).cpu()
 
@@ -220,19 +224,23 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             return [_Measured.of(logits, truth) for logits in torch.cat(list(parallel(jobs)), 1)]
 
         (labels,), (probe,) = measure(None, 1), measure(m1, 1)
-        from_m1 = not _as_good(labels, probe)
+        gain = labels.losses - probe.losses
+        from_m1 = bool(gain.mean() > gain.std(correction=0) / len(gain) ** 0.5)
         _, short, long = measure(m1 if from_m1 else None, 3)
-        points = {LABELS: labels} | ({PROBE: probe} if from_m1 else {}) | {SHORT: short, LONG: long}
-        best = min(points.values(), key=lambda point: point[0].log_loss)
-        self.chosen_ = next(name for name, point in points.items() if _as_good(point, best))
-        self.cv_results_ = {name: asdict(measured) for name, (measured, _) in points.items()}
-        self.temperature_ = points[self.chosen_][0].temperature
+        points = {LABELS: labels, SHORT: short, LONG: long}
+        self.chosen_ = LABELS
+        for name, point in points.items():
+            best = points[self.chosen_]
+            if point.error < best.error and point.log_loss < best.log_loss:
+                self.chosen_ = name
+        self.cv_results_ = {name: point.told() for name, point in points.items()}
+        self.temperature_ = points[self.chosen_].temperature
         self.report_ = self._report(len(truth))
-        harm = long[0].error - labels[0].error
+        harm = long.error - labels.error
         if self.chosen_ == LABELS and harm > 0:
             warnings.warn(
                 f"unlabeled rows are not used: M2 would have raised the error on held-out labels by {harm:.1f} points, "
-                f"from {labels[0].error:.1f} to {long[0].error:.1f} %",
+                f"from {labels.error:.1f} to {long.error:.1f} %",
                 stacklevel=4,
             )
         return from_m1 and self.chosen_ != LABELS
