@@ -10,6 +10,8 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from numbers import Integral
+from threading import Lock
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, as_is, binarize
 from vae.evaluation import in_batches
 from vae.gaussian import ColumnGaussianDecoder
 from vae.marginalization import marginalize
-from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder
+from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, as_shape
 from vae.objectives import unlabeled_elbo
 from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
 from vae.rows import (
@@ -45,6 +47,7 @@ DECODERS = {
 }
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
+ONE_AT_A_TIME = Lock()  # of the folds, where joblib takes threads: they share a random state
 LABELS, SHORT, LONG = "labels alone", "M2, short", "M2"
 
 
@@ -102,7 +105,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     device : str
         Where to train, as of PyTorch: "cpu" or "cuda". Predictions are made on the CPU, in double precision.
     random_state : int, RandomState instance or None
-        For the same numbers again, on the same number of threads. No global random state is touched.
+        For the same numbers again, on the same number of threads; None takes a seed from NumPy's global state.
     verbose : bool
         Whether training prints.
 
@@ -182,9 +185,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         self._fit_scaling(X)
         x, y = self._scaled(X).to(self.device, torch.get_default_dtype()), torch.from_numpy(codes).to(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             self._fit(x, y, seed)
-        most_probable = self.predict_proba(X).argmax(1)
+        most_probable = in_batches(self._probabilities, self._scaled(X)).numpy().argmax(1)
         self.transduction_ = self.classes_[np.where(codes == NO_LABEL, most_probable, codes)]
         return self
 
@@ -194,6 +197,10 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         stages = {LABELS: frozen, SHORT: STAGES[:2], LONG: STAGES}
         if self.point not in stages:
             raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
+        for name in ("updates", "z_dim", "cv"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and value >= 1 + (name == "cv")):
+                raise ValueError(f"{name} = {value!r} must be a whole number of at least {1 + (name == 'cv')}, or None")
         self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
         self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
         from_m1 = x.ndim > 2 and self.point != LABELS
@@ -258,7 +265,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         hidden = y.clone()
         hidden[rows] = NO_LABEL
         logits = []
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             path = self._path(x, hidden, start, seed, STAGES)
             for m2, _ in islice(path, num_points):
                 logits.append(in_batches(lambda rows, q=m2.classifier: q(rows).logits, x[rows]))
@@ -271,8 +278,12 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             widths = (128,), 50
             networks["network"] = partial(ConvNet, channels=(16, 32, 64))
             networks["decoder_network"] = partial(DeconvNet, channels=(64, 32, 16))
-        hidden_dims, z_dim = tuple(self.hidden_dims or widths[0]), self.z_dim or widths[1]
-        return networks | {"hidden_dims": hidden_dims, "z_dim": z_dim, "decoder": DECODERS[self.likelihood_]}
+        hidden_dims = widths[0] if self.hidden_dims is None else as_shape(self.hidden_dims)
+        return networks | {
+            "hidden_dims": hidden_dims,
+            "z_dim": int(self.z_dim or widths[1]),
+            "decoder": DECODERS[self.likelihood_],
+        }
 
     def _batches(self, kind, x, *others, seed):
         """Return batches of x in an epoch of an `EPOCHS`th of the updates, and seed the global generator, too."""
@@ -330,7 +341,10 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     def predict_proba(self, X):
         """Return q(y|x), in the order of `classes_`: (N, K)."""
-        return self._of_rows(lambda x: (self.m2_.classifier(x).logits / self.temperature_).softmax(1), X)
+        return self._of_rows(self._probabilities, X)
+
+    def _probabilities(self, x):
+        return (self.m2_.classifier(x).logits / self.temperature_).softmax(1)
 
     def predict(self, X):
         """Return the most probable class of each row: (N,)."""
@@ -377,7 +391,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def save(self, path):
         """Write the fitted classifier to `path`, a safetensors file, atomically: nothing in it is ever executed."""
         check_is_fitted(self, "m2_")
-        kept = {name: value for name, value in vars(self).items() if name != "m2_"}
+        kept = {name: value for name, value in vars(self).items() if name != "m2_"} | {"device": str(self.device)}
+        if not isinstance(self.random_state, Integral):
+            kept["random_state"] = None  # a file keeps no generator
         self.m2_.save(path, torch.float32, estimator=kept)  # as it was trained in
 
     @classmethod

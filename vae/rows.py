@@ -33,6 +33,8 @@ def labeled_folds(y, n_splits=3, random_state=0):
 
 def encode_labels(y):
     """Return the classes (K,), sorted, and the number of each row's class (N,), −1 where y is −1, None or NaN."""
+    if isinstance(y, (list, tuple)):
+        y = np.array(y, dtype=object)  # else −1 among text would become text
     y = column_or_1d(y.detach().cpu().numpy() if torch.is_tensor(y) else np.asarray(y), warn=True)
     known = np.array([not (v is None or type(v).__name__ == "NAType" or v != v or v == NO_LABEL) for v in y.tolist()])
     labels = y[known].tolist()
@@ -44,7 +46,7 @@ def encode_labels(y):
     check_classification_targets(labels)
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"y holds one class only, {classes[0]!r}: a classifier needs at least two")
+        raise ValueError(f"y holds one class only, {classes.tolist()[0]!r}: a classifier needs at least two")
     codes = np.full(len(y), NO_LABEL)
     codes[known] = numbers
     return classes, codes
@@ -56,16 +58,22 @@ def check_rows(estimator, X, reset):
     With `reset`, `estimator` learns their shape, and otherwise demands it, as scikit-learn's `validate_data` does.
     """
     X = X.detach().cpu().numpy() if torch.is_tensor(X) else X
+    if getattr(X, "ndim", 2) > 4:
+        raise ValueError(f"X must be a table (N, D) or images of at most four dimensions, not {X.ndim}")
     if getattr(X, "ndim", 2) > 2:
         X = check_array(X, dtype=np.float64, allow_nd=True, ensure_all_finite=False, input_name="X")
         X = X[:, None] if X.ndim == 3 else X
         if X.shape[-1] in (1, 3, 4) and X.shape[1] not in (1, 3, 4):
             X = X.transpose(0, 3, 1, 2)
-        estimator.n_features_in_ = X[0].size if reset else estimator.n_features_in_
+        if reset:
+            vars(estimator).pop("feature_names_in_", None)
+            estimator.n_features_in_ = X[0].size
     else:
         try:
             X = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
+            if "NAType" in str(error):
+                raise ValueError("X holds NA: in a Pipeline, put SimpleImputer before it") from error
             if "could not convert" not in str(error):
                 raise
             raise ValueError(f"X holds text ({error}): in a Pipeline, put OneHotEncoder before it") from error
