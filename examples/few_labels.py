@@ -23,15 +23,15 @@ labels = np.where(rng.rand(len(table)) < 0.15, kinds, None)
 
 numbers, text = make_column_selector(dtype_include="number"), make_column_selector(dtype_exclude="number")
 columns = make_column_transformer((SimpleImputer(), numbers), (OneHotEncoder(sparse_output=False), text))
-model = make_pipeline(columns, M2Classifier(updates=300, random_state=0)).fit(table, labels)
+model = make_pipeline(columns, M2Classifier(updates=200, random_state=0)).fit(table, labels)
 print(model[-1].report_)
 unknown = labels == None  # noqa: E711
 print(f"wrong on the {unknown.sum()} rows without a label: {(model.predict(table) != kinds)[unknown].mean():.1%}\n")
 
-photos = [extract_patches_2d(photo, (16, 16), max_patches=300, random_state=0) for photo in load_sample_images().images]
-X, subjects = np.concatenate(photos), np.repeat(["temple", "flower"], 300)  # uint8 (600, 16, 16, 3)
-labels = np.where(rng.rand(600) < 0.1, subjects, None)
-model = M2Classifier(updates=60, random_state=0).fit(X, labels)
+photos = [extract_patches_2d(photo, (16, 16), max_patches=200, random_state=0) for photo in load_sample_images().images]
+X, subjects = np.concatenate(photos), np.repeat(["temple", "flower"], 200)  # uint8 (400, 16, 16, 3)
+labels = np.where(rng.rand(400) < 0.1, subjects, None)
+model = M2Classifier(updates=40, random_state=0).fit(X, labels)
 print(model.report_)
 print("a patch of each:", model.sample(1, "temple").shape, model.sample(1, "flower").shape)
 model.save("patches.safetensors")

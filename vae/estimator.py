@@ -139,7 +139,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     >>> from vae.estimator import M2Classifier
     >>> X, y = load_wine(return_X_y=True)
     >>> few = np.where(np.arange(len(y)) % 10 == 0, y, -1)  # a tenth of the labels
-    >>> model = M2Classifier(updates=200, random_state=0).fit(X, few)
+    >>> model = M2Classifier(updates=200, hidden_dims=(32,), random_state=0).fit(X, few)
     >>> bool(model.score(X, y) > 0.85)
     True
     """
