@@ -30,8 +30,8 @@ print(f"wrong on the {unknown.sum()} rows without a label: {(model.predict(table
 
 photos = [extract_patches_2d(photo, (16, 16), max_patches=200, random_state=0) for photo in load_sample_images().images]
 X, subjects = np.concatenate(photos), np.repeat(["temple", "flower"], 200)  # uint8 (400, 16, 16, 3)
-labels = np.where(rng.rand(400) < 0.1, subjects, None)
-model = M2Classifier(updates=40, random_state=0).fit(X, labels)
+labels = np.where(rng.rand(400) < 0.2, subjects, None)
+model = M2Classifier(updates=80, random_state=0).fit(X, labels)
 print(model.report_)
 print("a patch of each:", model.sample(1, "temple").shape, model.sample(1, "flower").shape)
 model.save("patches.safetensors")
