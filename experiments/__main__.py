@@ -34,12 +34,15 @@ def parse(arguments):
     ssl.add_argument("--splits", nargs="+", type=whole, help="draws of labels, by their seeds; by default 0 1 2 3 4")
     m1 = command("m1", "the runs of M1")
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
-    for training in (ssl, m1):
+    own = command("own", "the guarded estimator of M2 beside scikit-learn's methods, on tables and images")
+    own.add_argument("--data", nargs="+", help="data sets; all by default")
+    own.add_argument("--splits", nargs="+", type=whole, help="draws, by their seeds; by default 0 … 9")
+    for training in (ssl, m1, own):
         training.add_argument(
             "--jobs", type=positive, help="processes, of one thread each; by default one for each core"
         )
         training.add_argument("--scheduler", help="address of a Dask scheduler whose workers are used instead")
-    command("table", "write the tables and numbers of README and docs/, and their figure, from results/")
+    command("table", "write the tables and numbers of README and docs/, and their figures, from results/")
     notebooks = command("notebooks", "run notebooks top to bottom, and rewrite them and their figures")
     notebooks.add_argument("paths", nargs="+", metavar="notebook")
     command("weights", "write the models that come with the package, in half precision, as trained")
@@ -65,6 +68,10 @@ def run(options):
             data.load_data(name)
         with runner.workers(options.jobs, options.scheduler) as parallel:
             runner.run_jobs(jobs, parallel, runner.RESULTS, runner.STATE)
+    elif options.command == "own":
+        from experiments import own, runner
+
+        own.run(options.data, options.splits, options.jobs, options.scheduler, runner.RESULTS, runner.STATE)
     elif options.command == "notebooks":
         from experiments import execute
 

@@ -1,15 +1,17 @@
-"""The tables and numbers of README and docs/, and the comparison's figure, from results/: python -m experiments table.
+"""The tables and numbers of README and docs/, and two figures, from results/: python -m experiments table.
 
 What stands there between two markers, with a name of `values`, is written anew.
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
+from scipy.stats import rankdata
 
-from experiments import m1
+from experiments import m1, own
 from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, STORY
 from experiments.runner import UserError, write_figure
 from experiments.ssl import read_results
@@ -17,6 +19,7 @@ from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
 RESULTS, FIGURE = Path("results/ssl/mnist"), Path("_images/m2-error-vs-labels.png")
+OWN_FIGURE, NO_CELLS = Path("_images/own-data.png"), "*There are no results yet: `python -m experiments own`.*"
 MARKED = re.compile(r"(<!-- begin (\S+): make table -->)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 # Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
@@ -113,6 +116,42 @@ def m1_values(group):
     return values
 
 
+def own_markdown(cells):
+    """Return the table of `experiments.own`: each method's error in each cell, and the guard's commonest choice."""
+    lines = []
+    for (name, count), results in cells.items():
+        errors = [written(spread([result["test_errors"][method] for result in results]), 1) for method in own.METHODS]
+        [(chosen, times)] = Counter(result["chosen"] for result in results).most_common(1)
+        lines.append([f"{name}, {count}", *errors, f"{chosen} ({times} of {len(results)})"])
+    header = ["test error (%); data, labels a class", *own.METHODS, "the guard's choice, in so many draws"]
+    return rows(header, *lines) if cells else NO_CELLS
+
+
+def own_summary(cells):
+    """Return each method's mean rank, and how often the guarded M2 does harm, and how often it helps most."""
+    if not cells:
+        return NO_CELLS
+    means = {method: own.mean_errors(cells, method) for method in own.METHODS}
+    ranks = rankdata([*means.values()], axis=0).mean(1).tolist()
+    above = {
+        cell: [result["test_errors"][own.GUARDED] - result["test_errors"][own.LABELS] for result in results]
+        for cell, results in cells.items()
+        if len(results) > 1
+    }
+    worse = [cell for cell, points in above.items() if mean(points) > stdev(points) / len(points) ** 0.5]
+    names = f": {'; '.join(f'{name}, {count}' for name, count in worse)}" if worse else ""
+    by_cell = [dict(zip(means, errors, strict=True)) for errors in zip(*means.values(), strict=True)]
+    helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
+    first = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
+    table = rows([f"mean over {len(cells)} cells", *own.METHODS], ["rank", *(f"{rank:.1f}" for rank in ranks)])
+    return f"""{table}
+
+- {own.GUARDED} is worse than {own.LABELS}, by more than one standard error of the difference, \
+in {len(worse)} of {len(above)} cells{names}.
+- Where some semi-supervised method beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and {own.TRAINING} \
+in {len(first)} of {len(helped)} cells."""
+
+
 def errors_against_labels(results):
     """Show test error against the number of labels, with bars of one standard deviation; baselines are gray."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
@@ -152,6 +191,8 @@ def values():
         "ablations": ablations_markdown(read_results(RESULTS, ["m2_short", *ABLATIONS])),
         "fashion": markdown(read_results(RESULTS.parent / "fashion-mnist", COMPARISON), {}, {}),
     }
+    cells = own.read_results(RESULTS.parents[1] / "own")
+    tables |= {"own": own_markdown(cells), "own-summary": own_summary(cells)}
     errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in errors_by_count(cells).items()}
     story = read_results(RESULTS, STORY)
     curves = {key: f"{STORY[key].title} (`{key}`) | {errors_after(cells[100])}" for key, cells in story.items()}
@@ -179,11 +220,12 @@ def with_values(text, values):
 
 
 def write():
-    """Write the figure, and all values into README and docs/. UserError where there is nothing to show."""
+    """Write the figures, and all values into README and docs/. UserError where there is nothing to show."""
     known = values()
     write_figure(errors_against_labels(read_results(RESULTS, DRAWN)), FIGURE)
+    write_figure(own.against_labels_alone(own.read_results(RESULTS.parents[1] / "own")), OWN_FIGURE)
     for page in (Path("README.md"), *Path("docs").glob("*.md")):
         text = with_values(page.read_text(), known)
         with atomic_path(page) as partial:
             partial.write_text(text)
-    print(f"README.md, docs/*.md and {FIGURE} show {len(known)} tables and numbers")
+    print(f"README.md, docs/*.md and two figures show {len(known)} tables and numbers")

@@ -61,6 +61,8 @@ def refuse(command, capsys):
         ("ssl --data nonsense", "nonsense"),
         ("m1 nonsense", "no run is called 'nonsense'; there are mnist-50"),
         ("m1 latents-3 --jobs 0", "0 must be at least 1"),
+        ("own --data wine nonsense", "no data set is called nonsense; there are digits"),
+        ("own --splits -1", "-1 must be at least 0"),
         ("table", "there are no results"),
         ("notebooks", "notebook"),
         ("notebooks missing.ipynb", "missing.ipynb"),
@@ -70,7 +72,7 @@ def test_a_mistake_is_told_in_one_line(command, complaint, capsys):
     assert complaint in refuse(command.split(), capsys)
 
 
-@pytest.mark.parametrize("command", ["ssl", "ssl --data fashion-mnist", "m1 latents-3"])
+@pytest.mark.parametrize("command", ["ssl", "ssl --data fashion-mnist", "m1 latents-3", "own"])
 @pytest.mark.parametrize(("place", "complaint"), [("empty", "no network"), ("nonexistent", "is no folder")])
 def test_missing_data_are_told_in_one_line(command, place, complaint, capsys, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()

@@ -1,0 +1,166 @@
+"""Will M2 help? Its guarded estimator beside what else there is, where few rows have a label.
+
+A cell is a data set × labels a class × draw, of `experiments.own_data`. The estimator's settings were chosen on digits
+and on (d), draws 0 to 2. scikit-learn's methods have its defaults; they get tables with columns standardized by the
+training rows, and images as they are, flat. Of the three whose probabilities are judged, the guarded M2 alone tempers
+its own.
+"""
+
+import hashlib
+import time
+import warnings
+from functools import partial
+from itertools import product
+from statistics import mean
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
+from sklearn.svm import SVC
+
+from experiments import SMOKE, UserError
+from experiments.data import LOADERS, load_data
+from experiments.own_data import CELLS, DATA, LABELS_PER_CLASS, SPLITS, Own, draw
+from experiments.runner import Job, load_result, missing_jobs, run_jobs, workers
+from vae.data import NO_LABEL
+from vae.estimator import LABELS, M2Classifier
+from vae.plotting import COLORS, WIDTH
+
+SPREADING, TRAINING = "label spreading", "self-training"
+UNGUARDED, GUARDED = "M2, unguarded", "M2Classifier"
+METHODS = (LABELS, "logistic regression", "SVC", "random forest", SPREADING, TRAINING, UNGUARDED, GUARDED)
+SEMI_SUPERVISED = METHODS[4:]
+
+
+def scikit_learn(split):
+    """Return scikit-learn's methods by name. A calibrated SVC seldom is sure enough with few labels to train itself."""
+    methods = (
+        LogisticRegression(max_iter=10_000),
+        SVC(),
+        RandomForestClassifier(random_state=split),
+        LabelSpreading(kernel="knn", n_neighbors=7, max_iter=100),
+        SelfTrainingClassifier(LogisticRegression(max_iter=10_000)),
+    )
+    return dict(zip(METHODS[1:6], methods, strict=True))
+
+
+def calibration_error(probabilities, y):
+    """Return the expected calibration error in %, in ten bins of the most probable class's probability."""
+    top, right = probabilities.max(1), probabilities.argmax(1) == y
+    gaps = np.bincount(np.minimum(10 * top, 9).astype(int), top - right, minlength=10)
+    return float(100 * np.abs(gaps).sum() / len(y))
+
+
+def measure(config, folder):
+    """Return errors in %, CPU seconds and what the guard measured; of M2 and the labels alone, how sure they are."""
+    x, x_test, y, y_test, few = draw(config)
+    errors, seconds, probabilities = {}, {}, {}
+
+    def timed(name, train):
+        start = time.process_time()
+        model = train()
+        seconds[name] = round(time.process_time() - start, 2)
+        return model
+
+    def wrong(guesses):
+        return round(100 * float((guesses != y_test).mean()), 3)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the guard's, for one: the result says the same
+        options = {"updates": config.updates, "random_state": config.split}
+        unguarded = timed(UNGUARDED, lambda: M2Classifier(cv=None, **options).fit(x, few))
+        guarded = timed(GUARDED, lambda: M2Classifier(**options).fit(x, few))
+        alone = timed(LABELS, lambda: M2Classifier(cv=None, point=LABELS, **options).fit(x, few))
+        for name, model in ((LABELS, alone), (UNGUARDED, unguarded), (GUARDED, guarded)):
+            probabilities[name] = model.predict_proba(x_test)
+            errors[name] = wrong(probabilities[name].argmax(1))
+        flat, flat_test, known = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1), few != NO_LABEL
+        if x.ndim == 2:
+            scaler = StandardScaler().fit(flat)
+            flat, flat_test = scaler.transform(flat), scaler.transform(flat_test)
+        for name, model in scikit_learn(config.split).items():
+            rows = slice(None) if name in SEMI_SUPERVISED else known
+            timed(name, lambda model=model, rows=rows: model.fit(flat[rows], few[rows]))
+            errors[name] = wrong(model.predict(flat_test))
+    digest = hashlib.md5()
+    for part in (x, x_test, y, y_test, few):
+        digest.update(np.ascontiguousarray(part).data)
+    return {
+        **{key: getattr(config, key) for key in ("data", "labels_per_class", "split")},
+        "test_errors": {name: errors[name] for name in METHODS},
+        "cpu_seconds": {name: seconds[name] for name in METHODS},
+        "log_losses": {name: round(float(log_loss(y_test, p)), 4) for name, p in probabilities.items()},
+        "calibration_errors": {name: round(calibration_error(p, y_test), 2) for name, p in probabilities.items()},
+        "chosen": guarded.chosen_,
+        "cv_results": guarded.cv_results_,
+        "likelihood": guarded.likelihood_,
+        "num_rows": len(x),
+        "num_test_rows": len(x_test),
+        "num_columns": flat.shape[1],
+        "num_classes": len(np.unique(y)),
+        "num_labeled": int(known.sum()),
+        "cpu_minutes": round(sum(seconds.values()) / 60, 2),
+        "data_checksum": digest.hexdigest(),
+    }, None
+
+
+def job_of(config):
+    """Return the job of a cell, in a smoke run a short one."""
+    config = config.smoke() if SMOKE else config
+    return Job(f"own/{config.data}-{config.labels_per_class}-{config.split}", config, partial(measure, config))
+
+
+def run(names, splits, num_workers, scheduler, results, state):
+    """Run the cells of these data sets and draws, or of all, that have no result yet.
+
+    Raises UserError for a data set that there is not, or whose images are missing.
+    """
+    if unknown := [name for name in names or () if name not in DATA]:
+        raise UserError(f"no data set is called {', '.join(unknown)}; there are {', '.join(DATA)}")
+    jobs = [job_of(Own(*cell)) for cell in product(names or DATA, LABELS_PER_CLASS, splits or SPLITS)]
+    for name in {job.config.data for job in missing_jobs(jobs, results)} & LOADERS.keys():
+        load_data(name)
+    with workers(num_workers, scheduler) as parallel:
+        run_jobs(jobs, parallel, results, state)
+
+
+def read_results(folder):
+    """Return {(data set, labels a class): [result, …]} of a folder, draw by draw, in the order of `DATA`.
+
+    UserError, with its path, for a file that is no result.
+    """
+    results = sorted(map(load_result, folder.glob("*.json")), key=lambda result: result["split"])
+    cells = {cell: [r for r in results if (r["data"], r["labels_per_class"]) == cell] for cell in CELLS}
+    return {cell: found for cell, found in cells.items() if found}
+
+
+def mean_errors(cells, method):
+    """Return the mean test error in % of a method in each cell."""
+    return [mean(result["test_errors"][method] for result in results) for results in cells.values()]
+
+
+def against_labels_alone(cells):
+    """Show M2's error against that of the labels alone, guarded and not, a point a data set and number of labels."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.2), layout="constrained")
+    colors = dict(zip(DATA, COLORS, strict=True))
+    for name in dict.fromkeys(name for name, _ in cells):
+        of_data = {cell: results for cell, results in cells.items() if cell[0] == name}
+        x, unguarded, guarded = (mean_errors(of_data, method) for method in (LABELS, UNGUARDED, GUARDED))
+        axis.vlines(x, unguarded, guarded, color=colors[name], linewidth=0.8, alpha=0.5)
+        axis.plot(x, unguarded, "o", color=colors[name], markerfacecolor="none", markersize=4.5, clip_on=False)
+        axis.plot(x, guarded, "o", color=colors[name], markersize=8, label=name, clip_on=False)
+    axis.plot([], [], "o", color="0.4", markerfacecolor="none", markersize=4.5, label=UNGUARDED)
+    axis.axline((0, 0), (1, 1), color="0.5", linewidth=1, zorder=0)
+    ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90) if tick <= max(*axis.get_xlim(), 10)]
+    for scale in (axis.set_xscale, axis.set_yscale):
+        scale("function", functions=(np.sqrt, np.square))  # more room for small errors, and some for none
+    limits = (0, max(axis.get_xlim()[1], axis.get_ylim()[1], 10))
+    axis.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks, aspect="equal")
+    axis.set(xlabel=f"test error of {LABELS} (%)", ylabel=f"test error of {GUARDED} (%)")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.grid(alpha=0.3)
+    return figure
