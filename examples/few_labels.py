@@ -1,6 +1,7 @@
 """Your own rows, few of them with a label: python examples/few_labels.py
 
-First a table with gaps and a column of text, then photos. None, NaN or −1 says that a row has no label.
+First a table with gaps and a column of text, then photos. None, NaN or −1 says that a row has no label. The extra
+`experiments` brings what it needs. Few `updates` are for a quick look.
 """
 
 import numpy as np
@@ -22,10 +23,12 @@ table = table.mask(rng.rand(*table.shape) < 0.05)  # one value in twenty is miss
 labels = np.where(rng.rand(len(table)) < 0.15, kinds, None)
 
 numbers, text = make_column_selector(dtype_include="number"), make_column_selector(dtype_exclude="number")
-columns = make_column_transformer((SimpleImputer(), numbers), (OneHotEncoder(sparse_output=False), text))
+columns = make_column_transformer(
+    (SimpleImputer(), numbers), (OneHotEncoder(handle_unknown="ignore", sparse_output=False), text)
+)
 model = make_pipeline(columns, M2Classifier(updates=200, random_state=0)).fit(table, labels)
 print(model[-1].report_)
-unknown = labels == None  # noqa: E711
+unknown = pd.isna(labels)
 print(f"wrong on the {unknown.sum()} rows without a label: {(model.predict(table) != kinds)[unknown].mean():.1%}\n")
 
 photos = [extract_patches_2d(photo, (16, 16), max_patches=200, random_state=0) for photo in load_sample_images().images]

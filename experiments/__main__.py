@@ -1,4 +1,4 @@
-"""What makes the numbers of the README. What is there is skipped; what a kill interrupts resumes."""
+"""What makes the numbers of README and docs/. What is there is skipped; what a kill interrupts resumes."""
 
 import argparse
 import sys

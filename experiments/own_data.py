@@ -92,7 +92,7 @@ def one_blob(split, num_rows=3000):
 
 
 def make_classification(split):
-    """(d)."""
+    """(d): five classes in thirty columns."""
     sizes = {"n_samples": 6000, "n_features": 30, "n_informative": 15, "n_redundant": 5, "n_classes": 5}
     options = {"weights": [0.4, 0.25, 0.15, 0.12, 0.08], "class_sep": 1.5, "flip_y": 0.01}
     return datasets.make_classification(**sizes, **options, random_state=np.random.RandomState(split))

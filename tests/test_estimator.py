@@ -25,9 +25,10 @@ import vae
 from experiments import methods
 from vae import estimator
 from vae.data import SemiSupervisedBatches, as_is
-from vae.estimator import M2Classifier, labeled_folds
+from vae.estimator import M2Classifier
 from vae.models import SemiSupervisedVAE
 from vae.recipes import M2Recipe, build_m2, train_m2
+from vae.rows import labeled_folds
 
 NAMES = np.array(["ant", "bee", "cat"])
 ASIDE = "ignore:unlabeled rows are not used"
@@ -288,6 +289,7 @@ NAN[3, 1], INFINITE[3, 1] = np.nan, -np.inf
         (X, np.where(KNOWN, 1, -1), "y holds one class only, .*1.*: a classifier needs at least two"),
         (X, some(NAMES, ["-1"], str), 'mixes text and numbers: .* not "-1"'),
         (X, some(np.array([0, "b", "c"], object), [None]), "y mixes text and numbers"),
+        (X, some(NAMES, [np.nan], str), 'not "-1" or "nan"'),
         (X, np.where(KNOWN, X[:, 0], np.nan), "Unknown label type: continuous"),
         (X, None, "requires y to be passed"),
         (X, np.eye(3)[Y], "y should be a 1d array"),

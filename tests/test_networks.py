@@ -13,7 +13,13 @@ from torch.testing import assert_close
 
 from vae.conv import ConvNet, DeconvNet
 from vae.distributions import ContinuousBernoulli, diagonal_normal
-from vae.gaussian import DiagonalGaussianDecoder, GaussianDecoder, OptimalGaussianDecoder, SharedGaussianDecoder
+from vae.gaussian import (
+    ColumnGaussianDecoder,
+    DiagonalGaussianDecoder,
+    GaussianDecoder,
+    OptimalGaussianDecoder,
+    SharedGaussianDecoder,
+)
 from vae.models import VAE
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, Encoder
 from vae.recipes import build_m2
@@ -28,6 +34,7 @@ DECODERS = {
     "diagonal": DiagonalGaussianDecoder,
     "diagonal with limits": partial(DiagonalGaussianDecoder, scale_limits=(0.5, 0.7)),
     "shared": partial(SharedGaussianDecoder, initial_scale=0.4),
+    "column": ColumnGaussianDecoder,
     "fixed": partial(SharedGaussianDecoder, fixed_scale=0.25),
 }  # all that may take labels
 

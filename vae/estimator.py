@@ -1,4 +1,4 @@
-"""M2 as a scikit-learn classifier for your own rows, few of them with a label; it steps aside where M2 would do harm.
+"""M2 as a scikit-learn classifier for your own rows; it steps aside where the few labels say that M2 does harm.
 
 Rows without a label help where the classes are what varies most in the data, and do harm elsewhere. Nobody knows
 before, so training is a path of points: labels alone, M2 for a little, M2 for longer. Cross-validation on the labeled
@@ -86,22 +86,25 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     ----------
     likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
         p(x|y, z). By default a Bernoulli for nearly binary images, and tables in [0, 1]; a continuous one for gray or
-        colour images; for other tables a Gaussian with a scale for each column.
+        color images; for other tables a Gaussian with a scale for each column.
     hidden_dims : tuple of int or None
         Widths of all networks; by default (500, 500), for rows of fewer than 200 values (128, 128), and (128,) after
         the convolutions that images of more than 32 × 32 values get.
     z_dim : int or None
         Latents that hold the style; by default 50, and 10 for rows of fewer than 200 values.
     label_prior : array-like of K probabilities or None
-        p(y), in the order of `classes_`; by default the smoothed frequency of the labels.
+        p(y), in the order of `classes_`; by default the smoothed frequency of the labels. Say the true shares where
+        the same number of each class was labeled.
     updates : int or None
-        Length of M1's training, and of M2's; by default 25 passes of the rows, between 1,000 and 6,000.
+        Of M1, and of M2, whose short run makes half of them; rounded up to a multiple of 20. By default 25 passes of
+        the rows in batches of 200, between 1,000 and 6,000.
     cv : int or None
-        Folds in which the guard measures M2 on held-out labels, for three to five times the cost; None for no guard.
+        Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
+        for no guard.
     point : {"labels alone", "M2, short", "M2"}
-        Where training stops if `cv` is None.
+        What answers if `cv` is None.
     n_jobs : int or None
-        How many folds joblib trains at once, in processes.
+        How many folds joblib trains at once, in processes; in threads, one after another.
     device : str
         Where to train, as of PyTorch: "cpu" or "cuda". Predictions are made on the CPU, in double precision.
     random_state : int, RandomState instance or None
@@ -121,6 +124,12 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         The same in numbers, for each point: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
     chosen_ : str
         The point that answers: "labels alone", "M2, short" or "M2".
+    temperature_ : float
+        The chosen point's, which suits the held-out labels best; 1 where none are held out.
+    likelihood_ : str
+        The one that was taken.
+    x_shape_ : tuple
+        The shape of a row; an image's is (C, H, W).
     history_ : list of dict
         Loss (nats), updates and CPU seconds of each epoch of the last fit.
     m2_ : vae.models.SemiSupervisedVAE
@@ -175,7 +184,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Fit to rows X and labels y (N,), −1, None or NaN where there is none; returns itself.
 
         X is a table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4; of uint8 or floats.
-        Raises ValueError, with what to do, for missing values or text in X, and for no labels or one class in y.
+        Raises ValueError, with what to do, for missing values or text in X, and for no labels or one class in y;
+        FloatingPointError where training diverges.
         """
         if y is None:
             raise ValueError("M2Classifier requires y to be passed, but the target y is None")
@@ -197,31 +207,34 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         stages = {LABELS: frozen, SHORT: STAGES[:2], LONG: STAGES}
         if self.point not in stages:
             raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
-        for name in ("updates", "z_dim", "cv"):
+        for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Integral) and value >= 1 + (name == "cv")):
-                raise ValueError(f"{name} = {value!r} must be a whole number of at least {1 + (name == 'cv')}, or None")
+            if value is not None and not (isinstance(value, Integral) and value >= least):
+                raise ValueError(f"{name} = {value!r} must be a whole number of at least {least}, or None")
         self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
         self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
-        from_m1 = x.ndim > 2 and self.point != LABELS
-        m1 = self._train_m1(x, seed) if from_m1 or self.cv else None
+        m1 = None
         if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
-            from_m1, self.chosen_ = False, LABELS
+            self.chosen_ = LABELS
             self.report_ = "labels alone answer: every class has one label, so none can be held out to compare with M2"
             warnings.warn(self.report_, stacklevel=3)
         elif self.cv:
-            from_m1 = self._measure(x, y, m1, seed)
-        path = list(self._path(x, y, m1 if from_m1 else None, seed, stages[self.chosen_]))
+            m1 = self._measure(x, y, seed)
+        elif x.ndim > 2 and self.point != LABELS:
+            m1 = self._train_m1(x, seed)
+        path = list(self._path(x, y, m1, seed, stages[self.chosen_]))
         self.history_ = [epoch for _, history in path for epoch in history]
         self.m2_ = path[-1][0].to("cpu", torch.float64)
         self._n_features_out = self.m2_.encoder.z_dim
 
-    def _measure(self, x, y, m1, seed):
-        """Measure every point on held-out labels, choose one, report; return whether it starts with M1's encoder.
+    def _measure(self, x, y, seed):
+        """Measure every point on held-out labels, choose one, report; return the M1 that it starts from, or None.
 
-        It does if one new layer on that encoder is better than a network of the labels alone, by more than one standard
-        error of log loss. A point is chosen over an earlier one if fewer rows are wrong, and the log loss is lower.
+        It starts from M1's encoder if one new layer on that is better than a network of the labels alone, by more than
+        one standard error of log loss. A point is chosen over an earlier one if fewer rows are wrong, and the log loss
+        is lower.
         """
+        m1 = self._train_m1(x, seed)
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
         truth = torch.cat([y[rows] for _, rows in folds]).cpu()
 
@@ -250,7 +263,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
                 f"from {labels.error:.1f} to {long.error:.1f} %",
                 stacklevel=4,
             )
-        return from_m1 and self.chosen_ != LABELS
+        return m1 if from_m1 and self.chosen_ != LABELS else None
 
     def _report(self, num_rows):
         """Return the measurements as a small table."""
@@ -273,27 +286,27 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     def _networks(self, x_shape):
         """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
-        widths, networks = ((128, 128), 10) if np.prod(x_shape) < 200 else ((500, 500), 50), {}
+        hidden_dims, z_dim = ((128, 128), 10) if np.prod(x_shape) < 200 else ((500, 500), 50)
+        networks = {}
         if len(x_shape) == 3 and np.prod(x_shape) > 32 * 32:  # where an MLP would be slow, and see little
-            widths = (128,), 50
+            hidden_dims = (128,)
             networks["network"] = partial(ConvNet, channels=(16, 32, 64))
             networks["decoder_network"] = partial(DeconvNet, channels=(64, 32, 16))
-        hidden_dims = widths[0] if self.hidden_dims is None else as_shape(self.hidden_dims)
         return networks | {
-            "hidden_dims": hidden_dims,
-            "z_dim": int(self.z_dim or widths[1]),
+            "hidden_dims": hidden_dims if self.hidden_dims is None else as_shape(self.hidden_dims),
+            "z_dim": int(self.z_dim or z_dim),
             "decoder": DECODERS[self.likelihood_],
         }
 
     def _batches(self, kind, x, *others, seed):
-        """Return batches of x in an epoch of an `EPOCHS`th of the updates, and seed the global generator, too."""
-        torch.manual_seed(seed)
+        """Return batches of x, of which `EPOCHS` epochs make all updates."""
         transform = binarize if self.likelihood_ == "Bernoulli" else as_is
         num_batches = -(-(self.updates or min(6000, max(1000, 25 * len(x) // 200))) // EPOCHS)
         return kind(x, *others, torch.Generator(x.device).manual_seed(seed), transform, num_batches)
 
     def _train_m1(self, x, seed):
         """Return an M1 of all rows (N, *X)."""
+        torch.manual_seed(seed)
         batches = self._batches(Batches, x, min(200, len(x)), seed=seed)
         m1 = build_m1(x.shape[1:], **self._networks(x.shape[1:])).to(x.device)
         train_m1(m1, batches, M1Recipe(epochs=EPOCHS), verbose=self.verbose)
@@ -301,6 +314,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     def _path(self, x, y, m1, seed, stages):
         """Train M2 as `train_m2` does; yield it and its history at each point, where one of `stages` ends."""
+        torch.manual_seed(seed)
         counts = torch.bincount(y[y != NO_LABEL], minlength=len(self.classes_)).cpu()
         sizes = min(100, int(counts.sum())), min(200, len(y) - int(counts.sum()))
         batches = self._batches(SemiSupervisedBatches, x, y, *sizes, seed=seed)
@@ -340,7 +354,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return in_batches(function, self._scaled(check_rows(self, X, reset=False))).numpy()
 
     def predict_proba(self, X):
-        """Return q(y|x), in the order of `classes_`: (N, K)."""
+        """Return q(y|x), its logits divided by `temperature_`, in the order of `classes_`: (N, K)."""
         return self._of_rows(self._probabilities, X)
 
     def _probabilities(self, x):
@@ -370,13 +384,16 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
                 marginalize(lambda y, n=n: self.m2_.elbo_given_noise(x, y, n.expand(len(x), -1)), label_posterior)
                 for n in noise
             ]
-            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior).nan_to_num(nan=-torch.inf)
+            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior).nan_to_num(
+                nan=-torch.inf, neginf=-torch.inf
+            )
 
         return self._of_rows(bound, X)
 
     def sample(self, num=1, label=None, *, mean=False):
         """Draw `num` rows of the class `label`, or of all classes by their prior: (num, *x_shape_), in X's units.
 
+        Images have their channels first.
         `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state` draws the same rows again.
         """
         check_is_fitted(self, "m2_")
@@ -389,7 +406,10 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return rows.numpy() * self.scale_ + self.shift_
 
     def save(self, path):
-        """Write the fitted classifier to `path`, a safetensors file, atomically: nothing in it is ever executed."""
+        """Write the fitted classifier to `path`, a safetensors file, atomically: nothing in it is ever executed.
+
+        A generator as `random_state` is not kept.
+        """
         check_is_fitted(self, "m2_")
         kept = {name: value for name, value in vars(self).items() if name != "m2_"} | {"device": str(self.device)}
         if not isinstance(self.random_state, Integral):

@@ -75,10 +75,10 @@ class SharedGaussianDecoder(GaussianDecoder):
 
 
 class ColumnGaussianDecoder(GaussianDecoder):
-    """A scale for each dimension, the same for every z, as in factor analysis: parameters, never below `scale_floor`.
+    """σ = `scale_floor` + exp(`log_scale`) for each dimension, the same for every z, as in factor analysis.
 
-    For the columns of a table. Unlike a scale that depends on z it cannot single out a few rows, and a column without
-    spread stops at the floor.
+    For the columns of a table. Unlike a scale that depends on z it cannot single out a few rows, and for a column
+    without spread it approaches the floor.
     """
 
     num_scales = 0

@@ -39,7 +39,10 @@ class M1Recipe(Recipe):
 
 
 def build_m1(x_shape, z_dim=10, hidden_dims=(500, 500), decoder=BernoulliDecoder, network=MLP, decoder_network=None):
-    """Return an untrained VAE of x (B, *x_shape), its decoder's layers the encoder's in reverse."""
+    """Return an untrained VAE of x (B, *x_shape), its decoder's layers the encoder's in reverse.
+
+    `decoder_network` is by default `network`.
+    """
     likelihood = decoder(z_dim, x_shape, hidden_dims[::-1], network=decoder_network or network)
     return VAE(Encoder(x_shape, z_dim, hidden_dims, network=network), likelihood)
 

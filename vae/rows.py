@@ -40,13 +40,15 @@ def encode_labels(y):
     labels = y[known].tolist()
     if not labels:
         raise ValueError("y holds no label: give some rows of each class one")
-    if len({isinstance(label, str) for label in labels}) == 2 or "-1" in labels:
-        raise ValueError('y mixes text and numbers: all labels text, and −1 or None, not "-1", where there is none')
+    if len({isinstance(label, str) for label in labels}) == 2 or {"-1", "nan", "<NA>"} & set(labels):
+        raise ValueError('y mixes text and numbers: all labels text, and −1 or None, not "-1" or "nan", where none is')
     labels = np.array(labels)
     check_classification_targets(labels)
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"y holds one class only, {classes.tolist()[0]!r}: a classifier needs at least two")
+        raise ValueError(
+            f"y holds one class only, {classes.tolist()[0]!r}: a classifier needs at least two; −1 means no label"
+        )
     codes = np.full(len(y), NO_LABEL)
     codes[known] = numbers
     return classes, codes
@@ -107,7 +109,7 @@ def check_range(X, low, width):
     found = f"pixels lie in [{X.min():g}, {X.max():g}], but those that it was fitted to in [{low:g}, {low + width:g}]"
     fractions_of_one = width > 100 and 0 < X.max() <= 1 and (X % 1).any()
     if X.max() > low + 2 * width or X.min() < low - width or fractions_of_one:
-        raise ValueError(f"{found}: divide 8-bit images by 255, or multiply by it, as they were")
+        raise ValueError(f"{found}: divide 8-bit images by 255, or multiply by it, as those were")
 
 
 def column_scaling(X):
