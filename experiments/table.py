@@ -19,7 +19,8 @@ from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
 RESULTS, FIGURE = Path("results/ssl/mnist"), Path("_images/m2-error-vs-labels.png")
-OWN_FIGURE, MARKED = re.compile(r"(<!-- begin (\S+): make table -->)(.*?)(<!-- end \2 -->)", re.DOTALL)
+OWN, OWN_FIGURE = Path("results/own"), Path("_images/own-data.png")
+MARKED = re.compile(r"(<!-- begin (\S+): make table -->)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 # Test error in %, mean and, where given, standard deviation: Table 1 of Kingma et al. 2014, arXiv:1406.5298.
 PAPER = {
@@ -145,8 +146,8 @@ def own_summary(cells):
 
 - {own.GUARDED} is worse than {own.LABELS}, by more than one standard error of the difference, \
 in {len(worse)} of {len(above)} cells{names}.
-- Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and {own.TRAINING} \
-in {len(first)} of {len(helped)} cells."""
+- Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
+{own.TRAINING} in {len(first)} of {len(helped)} cells."""
 
 
 def errors_against_labels(results):
@@ -188,7 +189,7 @@ def values():
         "ablations": ablations_markdown(read_results(RESULTS, ["m2_short", *ABLATIONS])),
         "fashion": markdown(read_results(RESULTS.parent / "fashion-mnist", COMPARISON), {}, {}),
     }
-    cells = own.read_results(RESULTS.parents[1] / "own")
+    cells = own.read_results(OWN)
     tables |= {"own": own_markdown(cells), "own-summary": own_summary(cells)}
     errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in errors_by_count(cells).items()}
     story = read_results(RESULTS, STORY)
@@ -220,7 +221,7 @@ def write():
     """Write the figures, and all values into README and docs/. UserError where there is nothing to show."""
     known = values()
     write_figure(errors_against_labels(read_results(RESULTS, DRAWN)), FIGURE)
-    write_figure(own.against_labels_alone(own.read_results(RESULTS.parents[1] / "own")), OWN_FIGURE)
+    write_figure(own.against_labels_alone(own.read_results(OWN)), OWN_FIGURE)
     for page in (Path("README.md"), *Path("docs").glob("*.md")):
         text = with_values(page.read_text(), known)
         with atomic_path(page) as partial:

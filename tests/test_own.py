@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from experiments import own, own_data, table
+from experiments import UserError, own, own_data, table
 from experiments.own_data import CELLS, DATA, Own, draw
 from experiments.runner import load_result, plain, run_jobs
 
@@ -104,5 +104,9 @@ def test_table_and_summary_compare_draw_by_draw():
     told = table.own_summary(cells)
     assert "in 1 of 3 cells: digits, 10" in told
     assert "in 1 of 2" in told
-    assert table.own_summary({}) == table.own_markdown({})
-    assert len(own.against_labels_alone(cells).axes[0].lines) > 2 and own.against_labels_alone({})
+    assert len(own.against_labels_alone(cells).axes[0].lines) > 2
+
+
+def test_a_folder_without_results_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="python -m experiments own"):
+        own.read_results(tmp_path)
