@@ -38,7 +38,7 @@ def test_one_blob_is_normal_and_its_classes_are_unbalanced_and_linear(split):
     assert LogisticRegression(max_iter=1000).fit(centered, y).score(centered, y) > 0.95
 
 
-@pytest.mark.parametrize("name", DATA.keys() - {"mnist", "fashion-mnist", "embedded-mnist"})
+@pytest.mark.parametrize("name", [name for name in DATA if "mnist" not in name])
 def test_so_many_labels_are_drawn_and_no_row_trains_and_tests(name, monkeypatch):
     x, y = DATA[name](0)
     monkeypatch.setitem(DATA, name, lambda split: (np.arange(len(x)), y))  # rows know who they are
