@@ -15,6 +15,7 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -28,6 +29,7 @@ from experiments.own_data import CELLS, DATA, LABELS_PER_CLASS, SPLITS, Own, dra
 from experiments.runner import Job, load_result, missing_jobs, run_jobs, workers
 from vae.data import NO_LABEL
 from vae.estimator import LABELS, M2Classifier
+from vae.evaluation import calibration_error
 from vae.plotting import COLORS, WIDTH
 
 SPREADING, TRAINING = "label spreading", "self-training"
@@ -48,11 +50,12 @@ def scikit_learn(split):
     return dict(zip(METHODS[1:6], methods, strict=True))
 
 
-def calibration_error(probabilities, y):
-    """Return the expected calibration error in %, in ten bins of the most probable class's probability."""
-    top, right = probabilities.max(1), probabilities.argmax(1) == y
-    gaps = np.bincount(np.minimum(10 * top, 9).astype(int), top - right, minlength=10)
-    return float(100 * np.abs(gaps).sum() / len(y))
+def checksum(arrays):
+    """Return the MD5 of arrays: a string."""
+    digest = hashlib.md5()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def measure(config, folder):
@@ -86,15 +89,13 @@ def measure(config, folder):
             rows = slice(None) if name in SEMI_SUPERVISED else known
             timed(name, lambda model=model, rows=rows: model.fit(flat[rows], few[rows]))
             errors[name] = wrong(model.predict(flat_test))
-    digest = hashlib.md5()
-    for part in (x, x_test, y, y_test, few):
-        digest.update(np.ascontiguousarray(part).data)
+    tensors = {name: (torch.from_numpy(p), torch.from_numpy(y_test)) for name, p in probabilities.items()}
     return {
         **{key: getattr(config, key) for key in ("data", "labels_per_class", "split")},
         "test_errors": {name: errors[name] for name in METHODS},
         "cpu_seconds": {name: seconds[name] for name in METHODS},
         "log_losses": {name: round(float(log_loss(y_test, p)), 4) for name, p in probabilities.items()},
-        "calibration_errors": {name: round(calibration_error(p, y_test), 2) for name, p in probabilities.items()},
+        "calibration_errors": {name: round(calibration_error(*pair), 2) for name, pair in tensors.items()},
         "chosen": guarded.chosen_,
         "cv_results": guarded.cv_results_,
         "likelihood": guarded.likelihood_,
@@ -104,7 +105,7 @@ def measure(config, folder):
         "num_classes": len(np.unique(y)),
         "num_labeled": int(known.sum()),
         "cpu_minutes": round(sum(seconds.values()) / 60, 2),
-        "data_checksum": digest.hexdigest(),
+        "data_checksum": checksum((x, x_test, y, y_test, few)),
     }, None
 
 

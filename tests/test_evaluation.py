@@ -13,7 +13,14 @@ from torch.testing import assert_close
 
 from vae import evaluation
 from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, binarize
-from vae.evaluation import active_latents, elbo_terms, evaluate_mean, log_likelihood, mean_and_standard_error
+from vae.evaluation import (
+    active_latents,
+    calibration_error,
+    elbo_terms,
+    evaluate_mean,
+    log_likelihood,
+    mean_and_standard_error,
+)
 from vae.models import VAE
 from vae.networks import BernoulliDecoder, Encoder
 from vae.recipes import M1Recipe, M2Recipe, train_m1, train_m2
@@ -108,3 +115,10 @@ def test_elbo_terms_are_those_of_the_aggregate_posterior():
     assert terms["elbo"] == pytest.approx(sum_of_terms, abs=1e-4)
     assert 0 < terms["mutual_information"] < math.log(300)
     assert -0.1 < terms["kl_to_prior"] < 0.5
+
+
+def test_calibration_error_is_the_gap_between_sure_and_right():
+    sure = torch.tensor([[0.95, 0.05]] * 4 + [[0.35, 0.65]] * 4)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0])  # three of four are right, then two of four
+    assert calibration_error(sure, labels) == pytest.approx((20 + 15) / 2)
+    assert calibration_error(torch.eye(3), torch.arange(3)) == 0

@@ -74,11 +74,6 @@ def test_a_cell_is_computed_once_and_has_a_number_for_each_method(tmp_path, caps
     )
 
 
-def test_calibration_error_is_the_gap_between_sure_and_right():
-    sure = np.array([[0.95, 0.05]] * 4 + [[0.35, 0.65]] * 4)
-    assert own.calibration_error(sure, np.array([0, 0, 0, 1, 1, 1, 0, 0])) == pytest.approx(17.5)  # (20 + 15) / 2
-
-
 def test_committed_results_are_of_todays_settings():
     for result in map(load_result, COMMITTED):
         cell = Own(result["data"], result["labels_per_class"], result["split"])

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from vae.conv import ConvNet, DeconvNet
 from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, as_is, binarize
-from vae.evaluation import in_batches
+from vae.evaluation import calibration_error, in_batches
 from vae.gaussian import ColumnGaussianDecoder
 from vae.marginalization import marginalize
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, as_shape
@@ -70,12 +70,8 @@ class _Measured:
         """Return the measurement of logits (n, K) beside the classes y (n,)."""
         losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.5, 30, 41).tolist()}
         temperature = min(losses, key=lambda t: losses[t].mean())
-        top = (logits / temperature).softmax(1).max(1)
-        right = top.indices == y
-        bins = (top.values * 10).long().clamp(max=9)
-        gaps = torch.zeros(10, dtype=logits.dtype).index_add_(0, bins, top.values - right.double())
-        error, calibration = 100 * (1 - right.double().mean().item()), 100 * gaps.abs().sum().item() / len(y)
-        tempered = losses[temperature]
+        error, tempered = 100 * (logits.argmax(1) != y).double().mean().item(), losses[temperature]
+        calibration = calibration_error((logits / temperature).softmax(1), y)
         return cls(error, tempered.mean().item(), calibration, temperature, tempered)
 
 
@@ -379,6 +375,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         noise = torch.from_numpy(np.random.RandomState(0).standard_normal((10, self.m2_.encoder.z_dim)))
 
         def bound(x):
+            """Return the mean bound of scaled rows x (B, *x_shape_): (B,)."""
             label_posterior = self.m2_.label_posterior(x)
             draws = [
                 marginalize(lambda y, n=n: self.m2_.elbo_given_noise(x, y, n.expand(len(x), -1)), label_posterior)

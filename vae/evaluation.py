@@ -31,6 +31,19 @@ def error_rate(classify, images, labels):
     return 100 * (guesses != labels).sum().item() / len(labels)
 
 
+def calibration_error(probabilities, labels):
+    """Return the expected calibration error in % of probabilities (N, K) of labels (N,), a float.
+
+    That is the gap between the probability of the most probable label and how often it is right, in the mean over rows,
+    which are pooled in ten bins of that probability   [Guo et al. 2017, arXiv:1706.04599, equation 3].
+    """
+    top = probabilities.max(1)
+    gaps = top.values - (top.indices == labels).to(probabilities.dtype)
+    bins = (10 * top.values).long().clamp(max=9)
+    by_bin = torch.zeros(10, dtype=gaps.dtype).index_add_(0, bins, gaps)
+    return 100 * by_bin.abs().sum().item() / len(labels)
+
+
 def mean_and_standard_error(values):
     """Return the mean of `values` (N,) and the standard error of it, as floats. ValueError for fewer than two."""
     if len(values) < 2:
