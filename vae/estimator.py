@@ -51,6 +51,11 @@ ONE_AT_A_TIME = Lock()  # of the folds, where joblib takes threads: they share a
 LABELS, SHORT, LONG = "labels alone", "M2, short", "M2"
 
 
+def _random_state_of_its_own(x):
+    """Return a context that leaves PyTorch's generators as they were, on the CPU and where `x` is."""
+    return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
+
+
 @dataclass
 class _Measured:
     """What one point of the path makes of the held-out rows, its probabilities tempered as suits them best."""
@@ -189,11 +194,12 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         self.classes_, codes = encode_labels(y)
         check_consistent_length(X, codes)
         self._fit_scaling(X)
-        x, y = self._scaled(X).to(self.device, torch.get_default_dtype()), torch.from_numpy(codes).to(self.device)
+        scaled = self._scaled(X)
+        x, y = scaled.to(self.device, torch.get_default_dtype()), torch.from_numpy(codes).to(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.enable_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with torch.enable_grad(), _random_state_of_its_own(x):
             self._fit(x, y, seed)
-        most_probable = in_batches(self._probabilities, self._scaled(X)).numpy().argmax(1)
+        most_probable = in_batches(self._probabilities, scaled).numpy().argmax(1)
         self.transduction_ = self.classes_[np.where(codes == NO_LABEL, most_probable, codes)]
         return self
 
@@ -274,7 +280,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         hidden = y.clone()
         hidden[rows] = NO_LABEL
         logits = []
-        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        with ONE_AT_A_TIME, _random_state_of_its_own(x):
             path = self._path(x, hidden, start, seed, STAGES)
             for m2, _ in islice(path, num_points):
                 logits.append(in_batches(lambda rows, q=m2.classifier: q(rows).logits, x[rows]))
@@ -390,8 +396,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def sample(self, num=1, label=None, *, mean=False):
         """Draw `num` rows of the class `label`, or of all classes by their prior: (num, *x_shape_), in X's units.
 
-        Images have their channels first.
-        `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state` draws the same rows again.
+        Images have their channels first. `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state`
+        draws the same rows again.
         """
         check_is_fitted(self, "m2_")
         if label is not None and label not in self.classes_:
