@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from test_models import LinearDecoder
 from test_networks import DECODERS
 from torch import nn
-from torch.distributions import Categorical, MultivariateNormal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.testing import assert_close
 
 from vae.conv import ConvNet, DeconvNet
-from vae.distributions import IndependentBernoulli, diagonal_normal
+from vae.distributions import diagonal_normal
 from vae.marginalization import marginalize, marginalize_loop, marginalize_topk
 from vae.networks import MLP
 from vae.objectives import (
@@ -33,7 +33,7 @@ PRIOR = diagonal_normal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype
 def test_elbo_is_minus_cross_entropy_minus_the_divergence_of_appendix_b():
     x, logits = torch.rand(7, 5).double().bernoulli(), 3 * torch.randn(5).double()
     mean, scale = torch.randn(7, 2).double(), torch.rand(7, 2).double() + 0.2
-    terms = x, diagonal_normal(mean, scale), IndependentBernoulli(logits), PRIOR
+    terms = x, diagonal_normal(mean, scale), Independent(Bernoulli(logits=logits, validate_args=False), 1), PRIOR
     log_likelihood = -binary_cross_entropy_with_logits(logits.expand(7, 5), x, reduction="none").sum(1)
     divergence = -0.5 * (1 + torch.log(scale**2) - mean**2 - scale**2).sum(1)
     assert_close(elbo(*terms), log_likelihood - divergence)

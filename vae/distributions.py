@@ -4,7 +4,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.nn.functional import softplus
 
 
@@ -19,13 +19,6 @@ def check_pixels(x):
     if not (low >= 0 and high <= 1):
         remedy = "divide 8-bit images by 255, and x.clamp(0, 1) what rounding left outside"
         raise ValueError(f"pixels must lie in [0, 1], but these span [{low.item()}, {high.item()}]; {remedy}")
-
-
-class IndependentBernoulli(Independent):
-    """Independent(Bernoulli(logits=logits), event_dims), whose values are not checked again each time."""
-
-    def __init__(self, logits, event_dims=1):
-        super().__init__(Bernoulli(logits=logits, validate_args=False), event_dims, validate_args=False)
 
 
 class ContinuousBernoulli(Distribution):

@@ -22,9 +22,9 @@ from numbers import Integral
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, Independent
+from torch.distributions import Bernoulli, Categorical, Independent
 
-from vae.distributions import ContinuousBernoulli, IndependentBernoulli, check_pixels, diagonal_normal
+from vae.distributions import ContinuousBernoulli, check_pixels, diagonal_normal
 from vae.saving import Module
 
 
@@ -122,7 +122,8 @@ class BernoulliDecoder(Decoder):
     """Pixels in {0, 1}: independent Bernoullis. Gray pixels get their expected log-likelihood, which is no density."""
 
     def forward(self, z, y=None):
-        return IndependentBernoulli(self.network(z, y), len(self.x_shape))
+        pixels = Bernoulli(logits=self.network(z, y), validate_args=False)
+        return Independent(pixels, len(self.x_shape), validate_args=False)
 
 
 class ContinuousBernoulliDecoder(Decoder):
