@@ -5,6 +5,7 @@ from functools import partial
 from itertools import product
 
 import torch
+from torch.distributions import kl_divergence
 
 from experiments import SMOKE, UserError
 from experiments.data import load_data
@@ -12,6 +13,7 @@ from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, Task
 from experiments.runner import Job, digest, load_result, missing_jobs, on_this_machine, run_jobs, workers
 from vae.data import binarize, hide_labels
 from vae.evaluation import active_latents, error_rate, evaluate_mean
+from vae.stacked import StackedSemiSupervisedVAE
 
 NUM_LABELED = (100, 600, 1000, 3000)
 SPLITS = range(5)  # split s draws its labels with seed s; settings were chosen on that of seed 1000
@@ -29,11 +31,14 @@ def compare(data_name, method, num_labeled, split, config, m1, folder):
     data_set = load_data(data_name)
     task = draw_task(data_set, num_labeled, split, m1, folder)
 
-    def valid_error(model):
-        return {"valid_error": error_rate(model.classify, *data_set.part("valid"))}
+    def watch(model):
+        told = {"valid_error": error_rate(model.classify, *data_set.part("valid"))}
+        if isinstance(model, StackedSemiSupervisedVAE):
+            told["kl_of_style"] = _kl_of_style(model, data_set.valid_images[::5])
+        return told
 
     start = time.process_time()
-    classify, history, model = config.train(task, valid_error)
+    classify, history, model = config.train(task, watch)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
     has_bounds = hasattr(model, "unlabeled_elbo")
     return {
@@ -51,11 +56,22 @@ def compare(data_name, method, num_labeled, split, config, m1, folder):
         "m1_valid_elbo": _mean_bound(m1.elbo, data_set) if m1 else None,
         "m1_active_latents": len(active_latents(m1, data_set.valid_images)) if m1 else None,
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
+        "kl_of_style": [round(epoch["kl_of_style"], 2) for epoch in history if "kl_of_style" in epoch],
         "seed": split,
         "bf16": hasattr(config, "recipe") and on_this_machine(config.recipe).bf16,
         "m1_bf16": m1.about["bf16"] if m1 else None,
         "data_checksum": data_set.checksum,
     }, model
+
+
+def _kl_of_style(m1m2, images):
+    """Return the mean of KL(q(z2|y, z1) ‖ p(z2)) in nats, at the mean of q(z1|x) and the most probable label."""
+    m2 = m1m2.m2
+
+    def divergence(z1):
+        return kl_divergence(m2.encoder(z1, m2.classify(z1)), m2.prior)
+
+    return evaluate_mean(divergence, m1m2.features(images).chunk(2, dim=1)[0])
 
 
 def _mean_bound(bound, data_set):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR, OneCycleLR
 from tqdm import tqdm
 
 from vae.checkpoint import Run, plain_values
@@ -17,7 +17,8 @@ from vae.checkpoint import Run, plain_values
 class Recipe:
     """How `fit` optimizes.
 
-    The learning rate is `lr` where `schedule` is "constant"; in "one cycle" (Smith & Topin 2018) it rises to `lr` and
+    The learning rate is `lr` where `schedule` is "constant". In a "trapezoid" (Xing et al. 2018) it rises to `lr` in
+    the first quarter of the steps, stays, and falls to 0 in the last; in "one cycle" (Smith & Topin 2018) it rises and
     falls again, and the momentum inversely. The prior on the weights is Normal(0, 1 / weight_prior), 1 in both papers,
     and 0 for none: training then also maximizes log p(weights) / N, N training rows. `bf16` runs the layers in bfloat16
     in training.
@@ -102,9 +103,12 @@ def _optimizer(model, batches, recipe, epochs):
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     if recipe.schedule == "constant":
         return optimizer, ConstantLR(optimizer, factor=1)
+    steps = epochs * len(batches)
+    if recipe.schedule == "trapezoid":
+        return optimizer, LambdaLR(optimizer, lambda step: min(1, 4 * (step + 1) / steps, 4 * (1 - step / steps)))
     if recipe.schedule == "one cycle":
-        return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
-    raise ValueError(f'schedule = {recipe.schedule!r} must be "one cycle" or "constant"')
+        return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    raise ValueError(f'schedule = {recipe.schedule!r} must be "constant", "trapezoid" or "one cycle"')
 
 
 def _progress_bar(name, done, total, verbose):
