@@ -1,4 +1,4 @@
-"""The tables and numbers of README and docs/, and two figures, from results/: python -m experiments table.
+"""The tables and numbers of README and docs/, and three figures, from results/: python -m experiments table.
 
 What stands there between two markers, with a name of `values`, is written anew.
 """
@@ -19,6 +19,7 @@ from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
 RESULTS, FIGURE = Path("results/ssl/mnist"), Path("_images/m2-error-vs-labels.png")
+M1M2_FIGURE = Path("_images/m1m2-over-updates.png")
 OWN, OWN_FIGURE = Path("results/own"), Path("_images/own-data.png")
 MARKED = re.compile(r"(<!-- begin (\S+): make table -->)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
@@ -35,6 +36,8 @@ OTHERS = {  # published by others, of more layers, or of no VAE
     "virtual adversarial training (Miyato et al. 2018)": {100: (1.36,)},
     "ladder network (Rasmus et al. 2015)": {100: (1.06,)},
 }
+# Test error in % of M1+M2 in a public log, one draw: https://github.com/jonemeth/generative-models.
+LOG = {100: 2.80, 600: 2.35, 1000: 2.45, 3000: 2.44}
 UPDATES = (500, 2500, 5000, 10_000, 15_000, 30_000, 100_000, 160_000, 300_384)  # at which the plain recipe is shown
 # In the figure: how many points higher the title stands than the end of its line.
 DRAWN = {"mlp": 0, "m1mlp": 6, "m1svm": 6, "m1spread": -6, "m2": 0, "m1m2": -6}
@@ -90,6 +93,44 @@ def ablations_markdown(results):
         minutes = mean(cell["cpu_minutes"] for cell in changed)
         lines.append([BY_KEY[key].title, f"**{error}** ({len(changed)})", compared, f"{minutes:.1f}"])
     return rows(["100 labels", "test error (%)", "points above the first row, draw by draw", "CPU minutes"], *lines)
+
+
+def m1m2_markdown(results):
+    """Return the table of M1+M2 beside its short run, on the same draws of labels, and the KL divergence of z2."""
+    counts, lines = sorted(results["m1m2"]), []
+    for key, cells in results.items():
+        lines.append([BY_KEY[key].title, *(f"**{written(errors_by_count(cells)[n])}**" for n in counts)])
+    gains, kl = [], []
+    for n in counts:
+        short = {cell["split"]: cell["test_error"] for cell in results["m1m2_short"][n]}
+        both = [cell for cell in results["m1m2"][n] if cell["split"] in short]
+        gains.append(written(spread([short[cell["split"]] - cell["test_error"] for cell in both])))
+        kl.append(written(spread([cell["kl_of_style"][-1] for cell in results["m1m2"][n]]), 1))
+    lines += [["points gained, draw by draw", *gains], ["KL divergence of z2 at the end (nats)", *kl]]
+    lines.append(["a public log of the same model, one draw", *(f"{LOG[n]:.2f}" for n in counts)])
+    return rows(["test error (%)", *(f"{n:,} labels" for n in counts)], *lines)
+
+
+def m1m2_over_updates(results):
+    """Show validation error and KL divergence of z2 against updates, the mean over draws, the short run dashed."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
+    for key, line in {"m1m2": "-", "m1m2_short": "--"}.items():
+        for color, (n, cells) in zip(COLORS, sorted(results[key].items()), strict=False):
+            for axis, what in zip(axes, ("curve", "kl_of_style"), strict=True):
+                known = [cell for cell in cells if cell.get(what)]  # the KL divergence, of one short run alone
+                if not known:
+                    continue
+                means = [mean(values) for values in zip(*(cell[what] for cell in known), strict=True)]
+                steps = known[0]["updates"] / known[0]["epochs"] / 1000
+                label = f"{n:,} labels" if line == "-" else None
+                axis.plot([steps * (i + 1) for i in range(len(means))], means, line, color=color, label=label)
+    axes[1].plot([], [], "--", color="0.4", label="short")
+    axes[0].set(title="error on validation images (%)", ylim=(2, 8), xlabel="updates (thousands)")
+    axes[1].set(title="KL divergence of z2 (nats)", ylim=(0, None), xlabel="updates (thousands)")
+    axes[1].legend(frameon=False)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure
 
 
 def errors_after(cells):
@@ -187,6 +228,7 @@ def values():
     tables = {
         "comparison": markdown(results),
         "ablations": ablations_markdown(read_results(RESULTS, ["m2_short", *ABLATIONS])),
+        "m1m2": m1m2_markdown({key: results[key] for key in ("m1m2", "m1m2_short")}),
         "fashion": markdown(read_results(RESULTS.parent / "fashion-mnist", COMPARISON), {}, {}),
     }
     cells = own.read_results(OWN)
@@ -221,9 +263,10 @@ def write():
     """Write the figures, and all values into README and docs/. UserError where there is nothing to show."""
     known = values()
     write_figure(errors_against_labels(read_results(RESULTS, DRAWN)), FIGURE)
+    write_figure(m1m2_over_updates(read_results(RESULTS, ["m1m2", "m1m2_short"])), M1M2_FIGURE)
     write_figure(own.against_labels_alone(own.read_results(OWN)), OWN_FIGURE)
     for page in (Path("README.md"), *Path("docs").glob("*.md")):
         text = with_values(page.read_text(), known)
         with atomic_path(page) as partial:
             partial.write_text(text)
-    print(f"README.md, docs/*.md and two figures show {len(known)} tables and numbers")
+    print(f"README.md, docs/*.md and three figures show {len(known)} tables and numbers")

@@ -59,6 +59,30 @@ def test_tables_hold_mean_and_standard_deviation_and_number_of_splits():
     assert changed.endswith("| **23.00 ± 4.24** (2) | 11.0 ± 1.4 | 1.5 |")  # compared on the same draws
 
 
+def m1m2_results():
+    """Three draws of M1+M2, of which the short run lacks one, and of the short run's one knows the KL divergence."""
+    cell = {"epochs": 2, "updates": 4000, "cpu_minutes": 1}
+    long = [{"split": s, "test_error": 3.0 + s, "curve": [6, 4 - s], "kl_of_style": [1, 6.0 + s]} for s in (0, 1, 2)]
+    short = [{"split": s, "test_error": 3.5 + s, "curve": [9, 5]} for s in (2, 0)]
+    short[0]["kl_of_style"] = [0.5, 4]
+    return {key: {100: [cell | run for run in runs]} for key, runs in (("m1m2", long), ("m1m2_short", short))}
+
+
+def test_m1m2_is_compared_with_its_short_run_on_the_same_draws():
+    *_, long, short, gained, divergence, log = table.m1m2_markdown(m1m2_results()).splitlines()
+    assert long.endswith("| **4.00 ± 1.00** |") and short.endswith("| **4.50 ± 1.41** |")
+    assert gained == "| points gained, draw by draw | 0.50 ± 0.00 |"
+    assert divergence.endswith("| 7.0 ± 1.0 |") and log.endswith("| 2.80 |")
+
+
+def test_the_figure_over_updates_shows_means_over_draws():
+    error, divergence = (
+        [line.get_xydata().tolist() for line in axis.lines] for axis in table.m1m2_over_updates(m1m2_results()).axes
+    )
+    assert error == [[[2, 6], [4, 3]], [[2, 9], [4, 5]]]
+    assert divergence[:2] == [[[2, 1], [4, 7]], [[2, 0.5], [4, 4]]]
+
+
 def test_the_plain_recipe_shows_each_draw_that_is_long_enough():
     runs = [{"curve": [50.0, 40.0], "epochs": 2, "updates": 5000}, {"curve": [30.0], "epochs": 1, "updates": 2500}]
     assert table.errors_after(runs).split(" | ")[1:4] == ["50; 30", "40", "–"]

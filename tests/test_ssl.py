@@ -118,6 +118,19 @@ def test_the_generative_side_takes_the_label_of_the_highest_bound(stripes):
     assert 0 < other < 1
 
 
+def test_the_kl_divergence_of_style_is_of_the_posterior_at_the_guessed_label(stripes, m1, tmp_path):
+    _, _, model = small("m1m2").train(ssl.draw_task(stripes, 12, 0, m1, tmp_path))
+    model.m2.encoder.network.output.weight.data.zero_()
+    model.m2.encoder.network.output.bias.data = torch.tensor([1.0, 1, 0, 0])  # Normal(1, 1) for each of two latents
+    assert ssl._kl_of_style(model, stripes.valid_images) == pytest.approx(1)  # ½ + ½ nat
+    with torch.no_grad():
+        model.m2.encoder.network.label_embedding.weight += torch.arange(3.0).unsqueeze(1)
+        model.m2.encoder.network.output.weight[0] = 1
+        z1, y = model.features(stripes.valid_images).chunk(2, 1)[0], model.classify(stripes.valid_images)
+        mean = model.m2.encoder(z1, y).mean
+    assert ssl._kl_of_style(model, stripes.valid_images) == pytest.approx((mean.square().sum(1) / 2).mean().item())
+
+
 def test_a_method_gets_the_m1_of_its_settings_trained_once_on_this_data_set(run, add_row, tmp_path):
     m1s = {"first": replace(SMALL_M1, z_dim=2), "second": replace(SMALL_M1, z_dim=4)}
     for name, config in m1s.items():

@@ -81,12 +81,14 @@ def unfinished(folder):
 
 
 @pytest.mark.parametrize("fails_at", [[3], [5], [12], [19], [7, 7, 7]])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, fails_at):
-    reference = train()
+@pytest.mark.parametrize("schedule", ["one cycle", "trapezoid"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, fails_at, schedule):
+    recipe = Recipe(lr=0.01, schedule=schedule)
+    reference = train(recipe=recipe)
     for fail_at in fails_at:  # in steps from where it resumes: one epoch further each time
         with pytest.raises(Killed):
-            train(folder, fail_at=fail_at)
-    assert_same_run(train(folder, strict=True), reference)
+            train(folder, fail_at=fail_at, recipe=recipe)
+    assert_same_run(train(folder, strict=True, recipe=recipe), reference)
 
 
 def test_a_save_cut_short_leaves_the_old_checkpoint(unfinished, monkeypatch):
@@ -252,12 +254,18 @@ def test_history_holds_the_mean_loss_of_training_mode_and_the_evaluation_in_the_
     assert not model.training
 
 
-def test_the_rate_rises_to_its_peak_then_falls_to_its_least_and_the_momentum_inversely():
-    """In exactly so many steps as there are: an initial rate of 1/25 of the peak, a last one of 1/10,000 of that."""
+@pytest.fixture
+def groups():
+    """Adam's settings at each step that the test takes."""
     groups = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: groups.append(dict(optimizer.param_groups[0])))
-    train()
+    yield groups
     hook.remove()
+
+
+def test_the_rate_rises_to_its_peak_then_falls_to_its_least_and_the_momentum_inversely(groups):
+    """In exactly so many steps as there are: an initial rate of 1/25 of the peak, a last one of 1/10,000 of that."""
+    train()
     rates, momenta = [group["lr"] for group in groups], [group["betas"][0] for group in groups]
     peak = rates.index(max(rates))
     assert len(rates) == 20
@@ -266,6 +274,13 @@ def test_the_rate_rises_to_its_peak_then_falls_to_its_least_and_the_momentum_inv
     assert sorted(rates[: peak + 1]) == rates[: peak + 1]
     assert sorted(rates[peak:], reverse=True) == rates[peak:]
     assert (momenta[0], momenta[peak], momenta[-1]) == pytest.approx((0.95, 0.85, 0.95))
+
+
+def test_a_trapezoid_rises_for_a_quarter_of_the_steps_and_falls_for_the_last_the_momentum_stays(groups):
+    train(recipe=Recipe(lr=0.01, schedule="trapezoid"))
+    slope = [0.002, 0.004, 0.006, 0.008, 0.01]
+    assert [group["lr"] for group in groups] == pytest.approx([*slope, *[0.01] * 10, *reversed(slope)])
+    assert {group["betas"] for group in groups} == {(0.9, 0.999)}
 
 
 def test_at_a_constant_rate_a_short_run_is_the_beginning_of_a_long_one():
