@@ -172,7 +172,7 @@ class Row:
 
 
 SHORT = M2(recipe=M2Recipe(unfrozen_epochs=15))
-SHORT_M1M2 = M1M2(unlabeled_batch_size=499, recipe=replace(M1M2_RECIPE, schedule="one cycle"))
+SHORT_M1M2 = M1M2(unlabeled_batch_size=499, recipe=replace(M1M2_RECIPE, schedule="one cycle", alpha_per_image=0.1))
 NAIVE = M2(
     m1=None,
     hidden_dims=(500,),
@@ -188,7 +188,7 @@ PLAIN = M2(  # as the authors train M2 on latents, but on images
     label_scale=None,
     labeled_batch_size=1,
     unlabeled_batch_size=99,
-    recipe=replace(M1M2_RECIPE, unfrozen_epochs=60, lr=3e-4, schedule="constant", bf16=True),
+    recipe=replace(M1M2_RECIPE, unfrozen_epochs=60, lr=3e-4, schedule="constant", alpha_per_image=0.1, bf16=True),
 )
 SOFTPLUS = replace(
     PLAIN,
@@ -211,7 +211,7 @@ COMPARISON = {  # of all numbers of labels; the keys of this and the next two na
     "m2": Row("M2", M2()),
     "m2_short": Row("M2, short: 15 unfrozen epochs instead of 75", SHORT),
     "m1m2": Row("M1+M2 as the paper draws it", M1M2()),
-    "m1m2_short": Row("M1+M2, short: one cycle of 20,000 updates instead of a rate that stays for 40,000", SHORT_M1M2),
+    "m1m2_short": Row("M1+M2, short: one cycle of 20,000 updates, α = 0.1 N", SHORT_M1M2),
 }
 ABLATIONS = {  # with 100 labels, beside the short M2
     "m2_never_frozen": Row(

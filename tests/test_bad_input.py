@@ -129,7 +129,7 @@ REFUSED = {
     "no epochs": (lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(), epochs=0), AT_LEAST_1),
     "an unknown schedule": (
         lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(schedule="cosine"), epochs=1),
-        'schedule = .cosine. must be "constant", "trapezoid" or "one cycle"',
+        'schedule = .cosine. must be "constant", "falling" or "one cycle"',
     ),
     "an auto-encoder without codes": (lambda: auto_encoder().sample(3), "by fit_codes first"),
     "the spread of one latent": (lambda: active_latents(m1(), X[:1]), "at least two"),

@@ -17,11 +17,10 @@ from vae.checkpoint import Run, plain_values
 class Recipe:
     """How `fit` optimizes.
 
-    The learning rate is `lr` where `schedule` is "constant". In a "trapezoid" (Xing et al. 2018) it rises to `lr` in
-    the first quarter of the steps, stays, and falls to 0 in the last; in "one cycle" (Smith & Topin 2018) it rises and
-    falls again, and the momentum inversely. The prior on the weights is Normal(0, 1 / weight_prior), 1 in both papers,
-    and 0 for none: training then also maximizes log p(weights) / N, N training rows. `bf16` runs the layers in bfloat16
-    in training.
+    The learning rate is `lr` where `schedule` is "constant"; if "falling", it falls to 0 in the last quarter of the
+    steps; in "one cycle" (Smith & Topin 2018) it rises to `lr` and falls again, and the momentum inversely. The prior
+    on the weights is Normal(0, 1 / weight_prior), 1 in both papers, and 0 for none: training then also maximizes
+    log p(weights) / N, N training rows. `bf16` runs the layers in bfloat16 in training.
     """
 
     lr: float = 1e-3
@@ -104,11 +103,11 @@ def _optimizer(model, batches, recipe, epochs):
     if recipe.schedule == "constant":
         return optimizer, ConstantLR(optimizer, factor=1)
     steps = epochs * len(batches)
-    if recipe.schedule == "trapezoid":
-        return optimizer, LambdaLR(optimizer, lambda step: min(1, 4 * (step + 1) / steps, 4 * (1 - step / steps)))
+    if recipe.schedule == "falling":
+        return optimizer, LambdaLR(optimizer, lambda step: min(1, 4 * (1 - step / steps)))
     if recipe.schedule == "one cycle":
         return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
-    raise ValueError(f'schedule = {recipe.schedule!r} must be "constant", "trapezoid" or "one cycle"')
+    raise ValueError(f'schedule = {recipe.schedule!r} must be "constant", "falling" or "one cycle"')
 
 
 def _progress_bar(name, done, total, verbose):
