@@ -17,6 +17,11 @@ eval("(async (images) => " + code + ")")(images).then(done, (error) => done(Stri
 """
 READY = "new Promise((done) => setInterval(() => $('notice') && !document.querySelector('main').hidden || done()))"
 PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+STILL = """
+new Promise((done) => {
+  let last = null;
+  const timer = setInterval(() => (scrollY === last ? done(clearInterval(timer)) : (last = scrollY)), 100);
+})"""
 
 
 def launch(profile):
@@ -81,10 +86,11 @@ class Page:
     def swipe_up(self, selector, x):
         """Move a finger up from the middle of an element, `x` pixels right of its edge; return how far that scrolls."""
         self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", self.find(selector))
+        self.run(STILL)
         left, top, _, bottom = self.box(selector)
         before = self.run("scrollY")
         for kind, up in (("touchStart", 0), *(("touchMove", 10 * i) for i in range(1, 16)), ("touchEnd", None)):
             points = [] if up is None else [{"x": left + x, "y": (top + bottom) / 2 - up}]
             self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        self.run(PAINTED)
+        self.run(STILL)
         return self.run("scrollY") - before

@@ -271,7 +271,7 @@ const unseen = (digit) => `I have never seen anything like this. If it is a digi
 
 function seen(probs) {
   const digit = argmax(probs), percent = Math.min(99, Math.round(100 * probs[digit]));
-  return `I read ${some(digit)}, and am ${percent} % sure.`;
+  return `I read ${some(digit)}, and am ${percent} % sure.`;
 }
 
 // The pad: strokes on it, or a test image, or nothing. Calls onChange with 784 pixels, or null for nothing.
