@@ -17,6 +17,11 @@ eval("(async (images) => " + code + ")")(images).then(done, (error) => done(Stri
 """
 READY = "new Promise((done) => setInterval(() => $('notice') && !document.querySelector('main').hidden || done()))"
 PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+STILL = """
+new Promise((done) => {
+  let last = null;
+  const timer = setInterval(() => (scrollY === last ? done(clearInterval(timer)) : (last = scrollY)), 100);
+})"""
 
 
 def launch(profile):
@@ -24,6 +29,7 @@ def launch(profile):
     options = webdriver.ChromeOptions()
     for flag in (*FLAGS.split(), f"user-data-dir={profile}"):
         options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(profile)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
 
@@ -31,8 +37,12 @@ def launch(profile):
 class Page:
     """The page in the browser, once it is ready, or says that it cannot be."""
 
-    def __init__(self, browser, url):
-        self.browser = browser
+    def __init__(self, browser, url, size=(1280, 800), dark=False):
+        self.browser, (width, height) = browser, size
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
         browser.get_log("performance")  # forget what was before
         browser.get(url)
         self.run(READY)
@@ -45,15 +55,42 @@ class Page:
     def find(self, selector):
         return self.browser.find_element("css selector", selector)
 
+    def click(self, selector):
+        self.find(selector).click()
+
     def text(self, selector):
         return self.find(selector).text
+
+    def box(self, selector):
+        """Return where an element lies in the window: left, top, right, bottom."""
+        sides = "({ left, top, right, bottom }) => [left, top, right, bottom]"
+        return self.run(f"({sides})(document.querySelector('{selector}').getBoundingClientRect())")
+
+    def pixels(self, selector):
+        """Return the ink of a canvas, numbers in 0…255, row by row."""
+        data = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 === 3)"
+        return self.run(f"((c) => Array.from({data}))(document.querySelector('{selector}'))")
 
     def draw(self, stroke):
         """Draw a line through points by the mouse, and return the page's answer."""
         pad, mouse = self.find("#pad"), ActionChains(self.browser, duration=5)
         self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", pad)
-        for x, y in stroke:
-            mouse.move_to_element_with_offset(pad, x - 140, y - 140).click_and_hold()
+        for i, (x, y) in enumerate(stroke):
+            mouse.move_to_element_with_offset(pad, x - 140, y - 140)
+            if i == 0:
+                mouse.click_and_hold()
         mouse.release().perform()
         self.run(PAINTED)
-        return self.text("#answer")
+        return self.text("#m2-100-answer")
+
+    def swipe_up(self, selector, x):
+        """Move a finger up from the middle of an element, `x` pixels right of its edge; return how far that scrolls."""
+        self.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", self.find(selector))
+        self.run(STILL)
+        left, top, _, bottom = self.box(selector)
+        before = self.run("scrollY")
+        for kind, up in (("touchStart", 0), *(("touchMove", 10 * i) for i in range(1, 16)), ("touchEnd", None)):
+            points = [] if up is None else [{"x": left + x, "y": (top + bottom) / 2 - up}]
+            self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        self.run(STILL)
+        return self.run("scrollY") - before

@@ -1,18 +1,19 @@
 """The page in a headless Chromium, beside PyTorch with the page's 8-bit weights: `make browser-test`."""
 
 import base64
-import copy
 import gzip
 import json
 import re
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from PIL import Image
 
-from experiments import page
+from experiments import page, unseen
 from vae import load_mnist, load_pretrained
 
 pytestmark = pytest.mark.browser
@@ -49,10 +50,15 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, path):
+def open_page(browser, path):
     from tests.browser import Page
 
-    return Page(browser, path.as_uri())
+    return partial(Page, browser, path.as_uri())
+
+
+@pytest.fixture
+def opened(open_page):
+    return open_page()
 
 
 def assert_near(found, expected, rtol=0.0, atol=1e-3):
@@ -62,18 +68,16 @@ def assert_near(found, expected, rtol=0.0, atol=1e-3):
 @pytest.mark.parametrize("name", ["m2-100", "m2-naive"])
 @torch.no_grad()
 def test_beliefs_are_those_of_pytorch(opened, models, held_out, name):
-    x, m2 = held_out[0][:100], copy.deepcopy(models[name])
-    for layer in (layer for part in page.M2 for layer in page.linear_layers(getattr(m2, part).network)):
-        layer.weight.copy_(torch.mul(*page.quantized(layer.weight)))
+    x, m2 = held_out[0][:100], page.as_in_page(name, models[name])
     plain = "(b) => ({ ...b, pictures: b.pictures.map((p) => Array.from(p)) })"
-    believe = f"(m2) => images.map((x) => beliefs(m2, x, seededNoise(m2.zDim))).map({plain})"
-    found = opened.run(f"loadModel('{name}').then({believe})", x)
-    noise = torch.tensor(opened.run("Array.from(seededNoise(50))"))
-    bounds = m2.elbo_given_noise(x, ALL_LABELS, noise[: m2.encoder.z_dim].expand(100, -1)).T  # (B, K)
+    found = opened.run(f"loadModel('{name}').then((m2) => images.map((x) => beliefs(m2, x)).map({plain}))", x)
+    noise = unseen.noise(m2.encoder.z_dim)
+    bounds = m2.elbo_given_noise(x, ALL_LABELS, noise.expand(100, -1)).T  # (B, K)
     probs, entropy = m2.label_posterior(x).probs, m2.label_posterior(x).entropy()
-    expected = {"probs": probs, "bounds": bounds, "entropy": entropy, "bound": (probs * bounds).sum(1) + entropy}
-    for key, values in expected.items():
+    bound = (probs * bounds).sum(1) + entropy
+    for key, values in {"probs": probs, "bounds": bounds, "entropy": entropy, "bound": bound}.items():
         assert_near([b[key] for b in found], values, rtol=1e-3 if "bound" in key else 0)
+    assert_near(unseen.bounds(m2, x), bound)
     pictures = m2.decoder(m2.encoder(x, m2.classify(x)).mean, ALL_LABELS).mean.flatten(2)  # (K, B, 784)
     assert_near([b["pictures"] for b in found], pictures.transpose(0, 1))
     assert noise.mean().abs() < 0.4 and 0.7 < noise.std() < 1.3
@@ -86,13 +90,104 @@ def test_drawings_are_prepared_as_mnist_was(opened, held_out):
     assert ((torch.tensor(found) - images).abs().amax(1) < 1e-5).float().mean() > 0.9
 
 
-def test_drawn_digits_are_read(opened):
-    assert opened.text("#answer").startswith("Nothing is drawn yet") and opened.text("#hint") == "Draw a digit here"
-    assert opened.draw(ONE).startswith("M2 reads a 1") and not opened.find("#hint").is_displayed()
-    opened.find("#clear").click()
-    assert opened.text("#answer").startswith("Nothing is drawn yet")
-    assert opened.draw(SEVEN).startswith("M2 reads a 7")
-    assert opened.draw(ZIGZAG).startswith("Too much ink")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_pad_answer_and_ten_digits_are_seen_without_scrolling(open_page, size, dark):
+    opened = open_page(size, dark)
+    boxes = torch.tensor([opened.box(s) for s in ("#pad", "#undo", "#m2-100-answer", "#m2-100-styles")])
+    assert (boxes >= 0).all() and (boxes[:, 2] <= size[0]).all() and (boxes[:, 3] <= size[1]).all()
+    assert opened.run("document.documentElement.scrollWidth") <= size[0]
+    assert boxes[0, 0] == pytest.approx(opened.box("h1")[0], abs=2)  # the pad begins where the text does
+    shade = opened.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(shade) < 60) if dark else (min(shade) > 200)
+
+
+def test_a_test_image_stands_there_until_one_draws_and_strokes_are_undone(opened):
+    assert opened.text("#hint").startswith("A test image") and opened.text("#m2-100-answer").startswith("I read a 4")
+    assert opened.draw(ONE).startswith("I read a 1") and opened.text("#hint") == "Your drawing"
+    alone = opened.pixels("#pad"), opened.pixels("#m2-100-styles canvas")
+    opened.draw([(60, 140), (220, 140)])
+    assert opened.pixels("#pad") != alone[0] and opened.pixels("#m2-100-styles canvas") != alone[1]
+    opened.click("#undo")
+    assert (opened.pixels("#pad"), opened.pixels("#m2-100-styles canvas")) == alone
+    opened.click("#undo")
+    assert opened.text("#hint") == "Draw a digit here" and not any(opened.pixels("#pad"))
+    assert opened.draw(SEVEN).startswith("I read a 7")
+    opened.click("#clear")
+    assert opened.text("#m2-100-answer") == "Draw a digit, and I will read it."
+    assert not opened.find("#undo").is_enabled()
+    opened.click("#examples button")
+    assert opened.text("#m2-100-answer").startswith("I read a 0")
+
+
+def test_what_was_never_seen_is_said_as_often_as_the_page_says(opened, models):
+    m2, mnist = page.as_in_page("m2-100", models["m2-100"]), load_mnist()
+    limit = float(opened.find("#m2-100-threshold").get_attribute("value"))
+    assert (unseen.bounds(m2, mnist.valid_images) < limit).sum() == pytest.approx(200, abs=10)  # of 10,000
+    opened.click("summary")
+    told = {row.rsplit(" ", 2)[0]: row.split()[-2] for row in opened.text(".kinds").splitlines()}
+    digits, tangled = int(told["test images of digits: false alarms"]), int(told["scribbles, tangled"])
+    assert digits == (unseen.bounds(m2, mnist.test_images[::10]) < limit).sum() < 30 and tangled > 700
+    away = (torch.arange(28) - 13.5) ** 2
+    disc = (away + away.unsqueeze(1) < 90).float().view(1, 1, 28, 28)
+    assert unseen.bounds(m2, disc) > limit  # the page says that it passes
+    assert opened.draw(ZIGZAG).startswith("I have never seen anything like this")
+
+
+def test_two_models_answer_side_by_side_and_only_one_writes_ten_digits(opened):
+    opened.draw(SEVEN)
+    spread = {}
+    for name in ("m2-100", "m2-naive"):
+        assert opened.text(f"#{name}-answer").startswith("I ")
+        pictures = [opened.pixels(f"#{name}-styles figure:nth-child({y + 1}) canvas") for y in range(10)]
+        spread[name] = torch.tensor(pictures, dtype=torch.float).std(0).mean()
+    assert spread["m2-100"] > 3 * spread["m2-naive"]
+    tops = [opened.box(f"#{name}-answer")[1] for name in ("m2-100", "m2-naive")]
+    assert tops[0] == tops[1]
+
+
+def test_words_of_the_theory_are_folded(opened):
+    words = ["q(y|x)", "−L(x, y)", "nats", "noise", "entropy"]
+    assert not [word for word in words if word in opened.text("main")]
+    opened.click("summary")
+    assert all(word in opened.text("main") for word in words)
+
+
+def test_a_number_is_written_in_the_style_and_saved(opened, browser, tmp_path):
+    opened.draw(SEVEN)
+    field = opened.find("#digits")
+    field.send_keys("\ue009a\ue000\ue003")  # select all, and delete
+    assert not any(opened.pixels("#number")) and not opened.find("#save").is_enabled()
+    field.send_keys("7a-1 23456789012345")
+    assert field.get_attribute("value") == "712345678901"  # letters go, and what is more than twelve
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    opened.click("#save")
+    saved = tmp_path / "712345678901.png"
+    for _ in range(100):
+        if not saved.exists():
+            time.sleep(0.05)
+    picture = torch.frombuffer(bytearray(Image.open(saved).convert("L").tobytes()), dtype=torch.uint8)
+    assert_near(255 - picture.long(), torch.tensor(opened.pixels("#number")), atol=1)
+    assert (picture < 60).any() and (picture == 255).any()
+
+
+def test_a_finger_scrolls_past_the_plane_and_keys_and_clicks_move_on_it(open_page):
+    opened = open_page((390, 844))
+    for plane, readout in (("#plane", "#plane-z"), ("#style-plane", "#style-z")):
+        before = opened.text(readout)
+        assert opened.swipe_up(plane, 8) > 100 and opened.text(readout) == before
+        assert opened.swipe_up(f"{plane} .cross", 22) == 0 and opened.text(readout) != before
+        opened.click(plane)
+        assert opened.text(readout).startswith("z = (0.0, 0.0)")
+        opened.find(plane).send_keys("\ue014")  # the right arrow
+        assert opened.text(readout).startswith("z = (0.1, 0.0)")
+
+
+@torch.no_grad()
+def test_names_on_the_plane_do_not_hide_each_other(models, held_out):
+    labels = held_out[1][: page.NUM_CODES]
+    codes = models["m1-2d"].encoder(held_out[0][: page.NUM_CODES]).mean
+    assert torch.pdist(page.name_places(codes, labels)).min() > 0.5  # a letter's height, where 920 pixels are 8 wide
 
 
 def test_page_asks_for_nothing(browser, path):
@@ -103,17 +198,26 @@ def test_page_asks_for_nothing(browser, path):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=path.parent)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         served = Page(browser, f"http://127.0.0.1:{server.server_port}/index.html")
-        assert served.draw(SEVEN).startswith("M2 reads")
+        assert served.draw(SEVEN).startswith("I read")
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         assert served.run("fetch('/spy').catch(() => 0)") == served.run(IMAGE) == 0  # the policy forbids both
         server.shutdown()
     sent = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert asked == ["/index.html"] and sent - {"data:,"} == {browser.current_url}
+    assert asked == ["/index.html"]
+    assert {url for url in sent if not url.startswith("data:")} == {browser.current_url}
+
+
+def test_the_card_and_the_icon_are_the_pages_own():
+    head = page.PAGE.read_text("utf-8").partition("<style>")[0]
+    [card] = re.findall('property="og:image" content="([^"]*)"', head)
+    assert Image.open(page.PAGE.parent / card).size == (2400, 1260)  # what cards are cut to
+    assert re.search('rel="icon" href="data:image/svg', head) and "Draw one digit" in head
 
 
 def test_committed_page_is_made_of_these_weights(models):
     committed = page.PAGE.read_text("utf-8")
     assert (page.SOURCE / "page.js").read_text("utf-8") in committed and len(committed) < 6e6
+    assert "{" not in re.sub("<(style|script)>.*?</(style|script)>", "", committed, flags=re.DOTALL)  # all filled in
     for name in page.PARTS:
         blocks = re.search(f'id="{name}">([^<]*)<', committed)[1], page.pack_model(name, models[name])
         assert len({gzip.decompress(base64.b64decode(block)) for block in blocks}) == 1

@@ -39,3 +39,29 @@ def test_latent_scatter_numbers_each_class_at_its_median_in_a_color_of_its_own(n
     places = {text.get_text(): text.get_position() for text in axis.texts}
     medians = {str(k): np.median(codes[labels == k], axis=0) for k in labels.unique().tolist()}
     assert places == {name: pytest.approx(tuple(median)) for name, median in medians.items()}
+
+
+def test_names_stand_in_the_middle_of_their_columns_of_images():
+    (axis,) = plotting.image_grid(torch.rand(6, 1, 4, 5), columns=3, column_names="abc").axes
+    assert [(text.get_text(), text.get_position()[0]) for text in axis.get_xticklabels()] == [
+        ("a", 2),
+        ("b", 7),
+        ("c", 12),
+    ]
+
+
+def test_curves_lie_at_the_epochs_or_where_they_say_and_a_mark_has_its_curves_color():
+    lines = {"every": [3.0, 2.0], "some": {5: 1.0, 50: 0.5}}
+    (axis,) = plotting.curves({"error": lines}, marks={"some": 7}, per_epoch=10).axes
+    every, some, mark = axis.lines
+    assert every.get_xydata().tolist() == [[10, 3], [20, 2]] and some.get_xydata().tolist() == [[5, 1], [50, 0.5]]
+    assert mark.get_xdata() == [7, 7] and mark.get_color() == some.get_color() != every.get_color()
+
+
+def test_a_graph_has_an_arrow_for_each_pair_dashed_where_it_infers_and_grays_what_is_observed():
+    graphs = {"M1": ({"z": (0, 1), "x": (0, 0)}, "z>x", "x>z")}
+    (axis,) = plotting.graphical_models(graphs, {"x": "full"}).axes
+    arrows = [text for text in axis.texts if text.get_text() == ""]
+    assert [(arrow.xyann, arrow.xy) for arrow in arrows] == [((0, 1), (0, 0)), ((0, 0), (0, 1))]
+    assert [arrow.arrow_patch.get_linestyle() == "solid" for arrow in arrows] == [True, False]
+    assert [line.get_fillstyle() for line in axis.lines] == ["none", "none", "full", "none"]

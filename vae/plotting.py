@@ -41,17 +41,20 @@ def _show_tiles(axis, images, columns, title="", interpolation="none"):
     axis.spines[:].set_visible(False)
 
 
-def image_grid(images, columns, title="", row_names=()):
-    """Show images (N, C, H, W) as one tiled picture; `row_names` stand to the left of its rows."""
+def image_grid(images, columns, title="", row_names=(), column_names=()):
+    """Show images (N, C, H, W) as one tiled picture; names stand to the left of its rows and above its columns."""
     rows, (height, width) = len(images) // columns, images.shape[-2:]
     across = min(0.45, 6.5 / columns)  # of an image, in inches
     down = across * height / width
-    beside, above = 0.9 if row_names else 0, 0.35 if title else 0
+    beside, above = 0.9 if row_names else 0, 0.35 * bool(title) + 0.25 * bool(column_names)
     figure, axis = plt.subplots(figsize=(across * columns + beside, down * rows + above))
     _show_tiles(axis, images, columns, title)
     if row_names:
         axis.set_yticks([height * row + (height - 1) / 2 for row in range(rows)], row_names)
-        axis.tick_params(length=0)
+    if column_names:
+        axis.xaxis.tick_top()
+        axis.set_xticks([width * column + (width - 1) / 2 for column in range(columns)], column_names)
+    axis.tick_params(length=0)
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -92,25 +95,54 @@ def latent_scatter(panels, labels):
     return figure
 
 
-def curves(panels, mark=None, per_epoch=1, **axes):
-    """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch.
+def curves(panels, marks=(), per_epoch=1, **axes):
+    """Show curves: `panels` maps a panel's title to a dict of named curves, each one value per epoch, or {x: value}.
 
-    The horizontal axis counts epochs, or what there are `per_epoch` of in each; `axes` are settings of every panel. A
-    vertical line stands at `mark`.
+    The horizontal axis counts epochs, or what there are `per_epoch` of in each; `axes` are settings of every panel.
+    `marks` maps a curve's name to where a vertical line of its color stands.
     """
     figure, all_axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), sharey="ylim" in axes, squeeze=False)
     for axis, (title, lines) in zip(all_axes.flat, panels.items(), strict=True):
         for (name, values), color in zip(lines.items(), cycle(COLORS), strict=False):
-            seen = [per_epoch * (n + 1) for n in range(len(values))]
-            axis.plot(seen, values, label=name, color=color, linewidth=1.8)
-        if mark:
-            axis.axvline(mark, color="0.5", linestyle=":")
+            if not isinstance(values, dict):
+                values = {per_epoch * (n + 1): value for n, value in enumerate(values)}
+            axis.plot(values.keys(), values.values(), label=name, color=color, linewidth=1.8)
+            if name in marks:
+                axis.axvline(marks[name], color=color, linestyle=":")
         axis.set(title=title, **({"xlabel": "epoch"} | axes))
         axis.grid(alpha=0.3)
         if "ylim" in axes:
             axis.label_outer()
     several = [axis for axis, lines in zip(all_axes.flat, panels.values(), strict=True) if len(lines) > 1]
     for axis in several[:1]:
-        axis.legend(frameon=False)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(axis.lines) > 5 else {}
+        axis.legend(frameon=False, **beside)
     figure.tight_layout(w_pad=0.4)
+    return figure
+
+
+def graphical_models(graphs, filled):
+    """Show directed graphs: `graphs` maps titles to nodes, {name: (x, y)}, and to "a>b …", arrows of p and of q.
+
+    Those of q are dashed and bent. `filled` maps the names of gray nodes to "full" or, half gray, "left".
+    """
+    figure, axes = plt.subplots(1, len(graphs), figsize=(WIDTH, 2.9), squeeze=False)
+    gray = {"markerfacecolor": "0.75", "markerfacecoloralt": "none", "markeredgewidth": 0}
+    arrow = {"arrowstyle": "-|>", "shrinkA": 14, "shrinkB": 14, "color": "black"}
+    dashed = {"linestyle": (0, (3, 2)), "color": COLORS[0]}
+    for axis, (title, (nodes, generative, inference)) in zip(axes.flat, graphs.items(), strict=True):
+        for pair in generative.split():
+            start, end = (nodes[name] for name in pair.split(">"))
+            axis.annotate("", end, start, arrowprops=arrow)
+        for pair in inference.split():
+            start, end = (nodes[name] for name in pair.split(">"))
+            bend = 0.4 if start[0] <= end[0] and start[1] < end[1] else -0.4  # outwards
+            axis.annotate("", end, start, arrowprops=arrow | dashed | {"connectionstyle": f"arc3,rad={bend}"})
+        for name, place in nodes.items():
+            axis.plot(*place, "o", markersize=27, fillstyle=filled.get(name, "none"), **gray)
+            axis.plot(*place, "o", markersize=27, fillstyle="none", color="black")
+            axis.text(*place, f"${name}$", ha="center", va="center_baseline", fontsize=12)
+        axis.set(title=title, xlim=(-1.3, 1.3), ylim=(-0.4, 2.4), aspect="equal")
+        axis.axis("off")
+    figure.tight_layout(pad=0.4)
     return figure

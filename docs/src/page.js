@@ -72,9 +72,9 @@ function elbo(x, posterior, likelihood) {
 }
 
 // log p(x, y) ≥ E_q(z|x,y)[log p(x|y, z)] + log p(y) − KL(q(z|x, y) ‖ p(z)) = −L(x, y), at one draw z
-function labeledElbo(m2, x, y, noise) {
+function labeledElbo(m2, x, y) {
   const posterior = encoder(m2, x, y);
-  const z = posterior.mean.map((mean, i) => mean + posterior.scale[i] * noise[i]);
+  const z = posterior.mean.map((mean, i) => mean + posterior.scale[i] * m2.noise[i]);
   return elbo(x, posterior, decoder(m2, z, y)) + m2.logLabelPrior[y];
 }
 
@@ -84,24 +84,12 @@ function unlabeledElbo(labeledElbos, probs) {
 }
 
 // Everything that M2 believes about x, and the style of x in all labels.
-function beliefs(m2, x, noise) {
+function beliefs(m2, x) {
   const probs = labelPosterior(m2, x);
-  const bounds = DIGITS.map((y) => labeledElbo(m2, x, y, noise));
+  const bounds = DIGITS.map((y) => labeledElbo(m2, x, y));
   const style = encoder(m2, x, argmax(probs)).mean;
   const pictures = DIGITS.map((y) => decoder(m2, style, y).mean);
   return { probs, bounds, entropy: entropy(probs), bound: unlabeledElbo(bounds, probs), pictures };
-}
-
-// Standard normal noise that is the same at every visit: mulberry32 and Box & Muller.
-function seededNoise(size, seed = 2014) {
-  const uniform = () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-  return Float32Array.from({ length: size }, () =>
-    Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform()));
 }
 
 // The data at the end of this file: for each name, gzip, which has a checksum, of a line of JSON and of arrays.
@@ -128,20 +116,21 @@ function takeLinear(take, inputs, outputs) {
 
 async function loadModel(name) {
   const { header, take } = await unpack(name);
-  const model = { zDim: header.zDim, logLabelPrior: header.logLabelPrior };
+  const model = { logLabelPrior: header.logLabelPrior };
   for (const { part, sizes, activation, numClasses } of header.networks) {
     const layers = sizes.slice(1).map((outputs, i) => takeLinear(take, sizes[i], outputs));
     const labelEmbedding = Array.from({ length: numClasses }, () => take(Float32Array, sizes[1]));
     model[part] = new MLP(layers, activation, labelEmbedding);
   }
-  return model;
+  return Object.assign(model, { noise: take(Float32Array, header.zDim) });
 }
 
 async function loadImages() {
   const { header, take } = await unpack("images");
   const codes = take(Float32Array, 2 * header.numCodes), labels = take(Uint8Array, header.numCodes);
+  const names = DIGITS.map(() => take(Float32Array, 2)); // where the plane says which digit is there
   const takePicture = () => Float32Array.from(take(Uint8Array, 784), (v) => v / 255);
-  return { codes, labels, examples: Array.from({ length: header.numExamples }, takePicture) };
+  return { codes, labels, names, examples: Array.from({ length: header.numExamples }, takePicture) };
 }
 
 // A drawing, prepared as MNIST was: its box scaled into 20×20, averaged, then centred by its mass in 28×28.
@@ -190,7 +179,7 @@ function averageOf(ink, size, left, top, width) {
 const COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581",
   "#92dadd"]; // of Petroff 2021, as in vae/plotting.py
 const $ = (id) => document.getElementById(id);
-const number = (value, digits) => value.toFixed(digits).replace("-", "−");
+const number = (value, digits) => value.toFixed(digits).replace(/^-(0\.0*)$/, "$1").replace("-", "−"); // no −0.0
 const some = (digit) => `${digit === 8 ? "an" : "a"} ${digit}`;
 const point = (z) => `z = (${number(z[0], 1)}, ${number(z[1], 1)})`;
 const timings = new Map();
@@ -240,8 +229,10 @@ function addPlane(plane, limit, onMove) {
     const { left, top, width, height } = plane.getBoundingClientRect();
     move(limit * ((2 * (event.clientX - left)) / width - 1), limit * (1 - (2 * (event.clientY - top)) / height));
   }
-  plane.addEventListener("pointerdown", follow);
-  plane.addEventListener("pointermove", follow);
+  plane.addEventListener("click", follow);
+  plane.addEventListener("pointermove", (event) => { // elsewhere than on the ring a finger scrolls the page
+    if (event.pointerType !== "touch" || event.target === cross) follow(event);
+  });
   plane.addEventListener("keydown", (event) => {
     const arrow = ARROWS[event.key], step = event.shiftKey ? 0.5 : 0.1;
     if (!arrow) return;
@@ -251,24 +242,160 @@ function addPlane(plane, limit, onMove) {
   return move;
 }
 
-// 1. A plane of digits.
+// 1. Draw a digit.
+
+const EMPTY = "Draw a digit, and I will read it.", TEST_IMAGE = "A test image: draw over it";
+const ROW = '<td class="chart" aria-hidden="true"><div></div></td><td></td><td></td>';
+
+// What one network answers: a sentence, ten digits, and the numbers behind them. Returns the function that reads x.
+function addReader(name, m2) {
+  const part = (kind) => $(`${name}-${kind}`), threshold = Number(part("threshold").value);
+  const showStyles = addPictures(part("styles"), "your style");
+  const rows = DIGITS.map((digit) => add(part("beliefs"), `<tr><th scope="row">${digit}</th>${ROW}</tr>`).cells);
+  part("threshold").textContent = number(threshold, 1);
+  return (x) => {
+    const { probs, bounds, entropy, bound, pictures } = beliefs(m2, x);
+    part("answer").textContent = bound < threshold ? unseen(argmax(probs)) : seen(probs);
+    part("entropy").textContent = number(entropy, 2);
+    part("bound").textContent = number(bound, 1);
+    rows.forEach(([, chart, probability, bound], y) => {
+      chart.firstElementChild.style.width = `${100 * probs[y]}%`;
+      probability.textContent = `${number(100 * probs[y], 1)} %`;
+      bound.textContent = number(bounds[y], 1);
+    });
+    showStyles(pictures);
+  };
+}
+
+const unseen = (digit) => `I have never seen anything like this. If it is a digit, I say ${digit}.`;
+
+function seen(probs) {
+  const digit = argmax(probs), percent = Math.min(99, Math.round(100 * probs[digit]));
+  return `I read ${some(digit)}, and am ${percent} % sure.`;
+}
+
+// The pad: strokes on it, or a test image, or nothing. Calls onChange with 784 pixels, or null for nothing.
+function startPad(onChange) {
+  const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
+  let strokes = [], example = null, waiting = false;
+  Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: pad.width / 12 });
+
+  function update() {
+    context.clearRect(0, 0, pad.width, pad.height);
+    if (example) context.drawImage(example.canvas, 0, 0, pad.width, pad.height);
+    strokes.forEach((stroke) => drawStroke(context, stroke));
+    $("hint").textContent = example ? TEST_IMAGE : strokes.length ? "Your drawing" : "Draw a digit here";
+    $("undo").disabled = !strokes.length;
+    onChange(example ? example.x : prepare(inkOf(context), pad.width));
+  }
+
+  function put(newStrokes, newExample = null) {
+    [strokes, example] = [newStrokes, newExample];
+    update();
+  }
+
+  function lineTo(event) {
+    const { left, top, width } = pad.getBoundingClientRect(), scale = pad.width / width;
+    strokes.at(-1).push([scale * (event.clientX - left), scale * (event.clientY - top)]);
+    if (!waiting) requestAnimationFrame(() => { waiting = false; update(); });
+    waiting = true;
+  }
+
+  pad.addEventListener("pointerdown", (event) => {
+    pad.setPointerCapture(event.pointerId);
+    [strokes, example] = [[...strokes, []], null];
+    lineTo(event);
+  });
+  pad.addEventListener("pointermove", (event) => {
+    if (pad.hasPointerCapture(event.pointerId)) (event.getCoalescedEvents?.() ?? [event]).forEach(lineTo);
+  });
+  $("undo").addEventListener("click", () => put(strokes.slice(0, -1)));
+  $("clear").addEventListener("click", () => put([]));
+  return (x, canvas) => put([], { x, canvas });
+}
+
+function inkOf(context) {
+  const { width, height } = context.canvas, { data } = context.getImageData(0, 0, width, height);
+  return new Float32Array(width * height).map((_, i) => data[4 * i + 3] / 255);
+}
+
+function drawStroke(context, stroke) {
+  context.beginPath();
+  context.moveTo(...stroke[0]);
+  stroke.forEach((point) => context.lineTo(...point));
+  context.stroke();
+}
+
+// Ten test images to choose from, then ten others; a first one is chosen.
+function startExamples({ examples }, choose) {
+  let round = 0;
+  const pixels = (digit) => examples[10 * round + digit], label = (digit) => `A test image of ${some(digit)}`;
+  const buttons = DIGITS.map((digit) => add($("examples"), `<button>${picture(label(digit))}</button>`));
+  const canvases = buttons.map((button) => button.firstElementChild);
+  const showAll = () => canvases.forEach((canvas, digit) => show(canvas, pixels(digit)));
+  buttons.forEach((button, digit) => button.addEventListener("click", () => choose(pixels(digit), canvases[digit])));
+  $("others").addEventListener("click", () => { round = (round + 1) % (examples.length / 10); showAll(); });
+  showAll();
+  buttons[4].click();
+}
+
+function startDrawing(models, images) {
+  const readers = Object.entries(models).map(([name, m2]) => addReader(name, m2)), writeNumber = startNumber();
+  const choose = startPad((x) => {
+    show($("prepared"), x ?? new Float32Array(784));
+    document.body.classList.toggle("empty", !x);
+    if (x) timed("a drawing read twice in", () => readers.forEach((read) => read(x)));
+    else document.querySelectorAll(".answer").forEach((answer) => (answer.textContent = EMPTY));
+    writeNumber();
+  });
+  startExamples(images, choose);
+}
+
+// 2. Write a number, in the digits that the first network shows.
+
+const PIXEL = 8, ADVANCE = 20; // of the picture for each of the digit's; of these from one digit to the next
+
+// Returns the function that writes it again.
+function startNumber() {
+  const input = $("digits"), canvas = $("number"), context = canvas.getContext("2d");
+  function write() {
+    const styles = $("m2-100-styles").querySelectorAll("canvas");
+    input.value = input.value.replace(/\D/g, "");
+    canvas.width = PIXEL * (28 - ADVANCE + ADVANCE * input.value.length); // which clears it
+    canvas.height = PIXEL * 28;
+    canvas.ariaLabel = `${input.value || "Nothing"} in your style`;
+    [...input.value].forEach((digit, i) => {
+      context.drawImage(styles[digit], PIXEL * ADVANCE * i, 0, PIXEL * 28, PIXEL * 28);
+    });
+    $("save").disabled = !input.value;
+  }
+  input.addEventListener("input", write);
+  $("save").addEventListener("click", () => save(canvas, `${input.value}.png`));
+  return write;
+}
+
+// Saves what is on a canvas as a picture on white.
+function save(canvas, name) {
+  const sheet = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+  const context = sheet.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, sheet.width, sheet.height);
+  context.drawImage(canvas, 0, 0);
+  Object.assign(document.createElement("a"), { href: sheet.toDataURL(), download: name }).click();
+}
+
+// 3. A plane of digits.
 
 const PLANE_LIMIT = 4;
 
 function startPlane(m1, images) {
-  const medians = DIGITS.map((digit) => [0, 1].map((axis) => medianCode(images, digit, axis)));
-  const draw = () => drawCodes($("codes"), images, medians);
+  const draw = () => drawCodes($("codes"), images);
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addPlane($("plane"), PLANE_LIMIT, (z) => {
     show($("decoded"), timed("a digit decoded in", () => decoder(m1, z).mean));
     $("plane-z").textContent = `${point(z)}\nThe nearest test image is ${some(nearestLabel(images, z))}.`;
-  })(...medians[0]);
-}
-
-function medianCode({ codes, labels }, digit, axis) {
-  const values = codes.filter((_, i) => i % 2 === axis && labels[i >> 1] === digit).sort();
-  return values[values.length >> 1];
+  })(...images.names[0]);
 }
 
 function nearestLabel({ codes, labels }, z) {
@@ -276,7 +403,7 @@ function nearestLabel({ codes, labels }, z) {
   return labels[distances.indexOf(Math.min(...distances))];
 }
 
-function drawCodes(canvas, { codes, labels }, medians) {
+function drawCodes(canvas, { codes, labels, names }) {
   const context = canvas.getContext("2d"), size = canvas.width;
   const { color: ink, backgroundColor: paper } = getComputedStyle(document.body);
   const place = (z1, z2) => [size * (0.5 + z1 / 2 / PLANE_LIMIT), size * (0.5 - z2 / 2 / PLANE_LIMIT)];
@@ -288,117 +415,13 @@ function drawCodes(canvas, { codes, labels }, medians) {
     context.fillText(label, ...place(codes[2 * i], codes[2 * i + 1]));
   });
   Object.assign(context, { font: `bold ${size / 16}px system-ui, sans-serif`, fillStyle: ink, strokeStyle: paper });
-  medians.forEach((median, digit) => {
-    context.strokeText(digit, ...place(...median));
-    context.fillText(digit, ...place(...median));
+  names.forEach((name, digit) => {
+    context.strokeText(digit, ...place(...name));
+    context.fillText(digit, ...place(...name));
   });
 }
 
-// 2. Draw a digit.
-
-const EMPTY = "Nothing is drawn yet: every label has ten per cent.";
-const FULL = "Too much ink for a digit: clear, and draw one.";
-const ROW = '<td class="chart" aria-hidden="true"><div></div></td><td class="value"></td><td class="value"></td>';
-
-function startDrawing(models, images) {
-  const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
-  const showStyles = addPictures($("styles"), "your style");
-  const rows = DIGITS.map((digit) => add($("beliefs"), `<tr><th scope="row">${digit}</th>${ROW}</tr>`).cells);
-  let example = null, last = null, round = 0, waiting = false;
-  Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: pad.width / 12 });
-
-  function evaluate() {
-    const choice = document.querySelector("[name=model]:checked").value, m2 = models[choice];
-    const { data } = context.getImageData(0, 0, pad.width, pad.height);
-    const ink = new Float32Array(pad.width * pad.height).map((_, i) => data[4 * i + 3] / 255);
-    const full = !example && sum(ink, (v) => v) > ink.length / 2, x = example ?? prepare(ink, pad.width);
-    $("hint").hidden = x !== null;
-    document.body.dataset.model = choice;
-    show($("prepared"), x ?? new Float32Array(784));
-    if (x && !full) showBeliefs(timed("all ten labels in", () => beliefs(m2, x, seededNoise(m2.zDim))), choice);
-    else showPrior(m2, full ? FULL : EMPTY);
-  }
-
-  function showBeliefs({ probs, bounds, entropy, bound, pictures }, choice) {
-    const likely = argmax(probs), best = argmax(bounds), percent = `${number(100 * probs[likely], 0)} %`;
-    const agreement = likely === best ? "The bound agrees." : `The bound is highest for ${some(best)}.`;
-    const answer = choice === "cured" ? `M2 reads ${some(likely)}, at ${percent}. ${agreement}`
-      : `The naive M2 says y = ${likely}, at ${percent}. Its y, though, is hardly a digit.`;
-    showNumbers(answer, probs, bounds.map((value) => number(value, 1)), entropy, `${number(bound, 1)} nats`);
-    rows.forEach(([, , prob, bound], y) => {
-      prob.classList.toggle("highest", y === likely);
-      bound.classList.toggle("highest", y === best);
-    });
-    showStyles(pictures);
-  }
-
-  // What M2 believes before it sees anything: the prior p(y), and the style z = 0.
-  function showPrior(m2, sentence) {
-    const probs = m2.logLabelPrior.map(Math.exp), style = new Float32Array(m2.zDim);
-    showNumbers(sentence, probs, DIGITS.map(() => "–"), entropy(probs), "–");
-    document.querySelectorAll(".highest").forEach((cell) => cell.classList.remove("highest"));
-    showStyles(DIGITS.map((y) => decoder(m2, style, y).mean));
-  }
-
-  function showNumbers(answer, probs, bounds, entropy, bound) {
-    $("answer").textContent = answer;
-    $("entropy").textContent = `${number(entropy, 2)} nats`;
-    $("bound").textContent = bound;
-    rows.forEach(([, chart, prob, bound], y) => {
-      chart.firstElementChild.style.width = `${100 * probs[y]}%`;
-      prob.textContent = `${number(100 * probs[y], 1)} %`;
-      bound.textContent = bounds[y];
-    });
-  }
-
-  function clear() {
-    context.clearRect(0, 0, pad.width, pad.height);
-    example = null;
-  }
-
-  function showExample(x, canvas) {
-    clear();
-    context.drawImage(canvas, 0, 0, pad.width, pad.height);
-    example = x;
-    evaluate();
-  }
-
-  function lineTo(event) {
-    const { left, top, width } = pad.getBoundingClientRect(), scale = pad.width / width;
-    const next = [scale * (event.clientX - left), scale * (event.clientY - top)];
-    context.beginPath();
-    context.moveTo(...(last ?? next));
-    context.lineTo(...next);
-    context.stroke();
-    last = next;
-    if (!waiting) requestAnimationFrame(() => { waiting = false; evaluate(); });
-    waiting = true;
-  }
-
-  pad.addEventListener("pointerdown", (event) => {
-    pad.setPointerCapture(event.pointerId);
-    if (example) clear();
-    last = null;
-    lineTo(event);
-  });
-  pad.addEventListener("pointermove", (event) => {
-    if (pad.hasPointerCapture(event.pointerId)) (event.getCoalescedEvents?.() ?? [event]).forEach(lineTo);
-  });
-  $("clear").addEventListener("click", () => { clear(); evaluate(); });
-  $("switch").addEventListener("change", evaluate);
-
-  const canvases = DIGITS.map((digit) => {
-    const button = add($("examples"), `<button>${picture(`A test image of ${some(digit)}`)}</button>`);
-    button.addEventListener("click", () => showExample(images.examples[10 * round + digit], button.firstElementChild));
-    return button.firstElementChild;
-  });
-  const showExamples = () => canvases.forEach((canvas, digit) => show(canvas, images.examples[10 * round + digit]));
-  $("others").addEventListener("click", () => { round = (round + 1) % (images.examples.length / 10); showExamples(); });
-  showExamples();
-  evaluate();
-}
-
-// 3. One style, ten digits.
+// 4. A plane of styles.
 
 function startStyles(flat) {
   const showDigits = addPictures($("flat"), "the style z");
@@ -417,13 +440,13 @@ function say(sentence) {
 
 async function start() {
   const other = "open it in a current Firefox, Chrome, Edge or Safari.";
-  if (!$("pad").getContext?.("2d")) return say(`This browser has no canvas, on which this page draws: ${other}`);
+  if (!window.CanvasRenderingContext2D) return say(`This browser has no canvas, on which this page draws: ${other}`);
   if (!window.DecompressionStream) return say(`This browser cannot unpack the models in this page: ${other}`);
   try {
     const images = await loadImages();
+    startDrawing({ "m2-100": await loadModel("m2-100"), "m2-naive": await loadModel("m2-naive") }, images);
+    tell("first answer after", performance.now());
     startPlane(await loadModel("m1-2d"), images);
-    tell("first picture", performance.now());
-    startDrawing({ cured: await loadModel("m2-100"), naive: await loadModel("m2-naive") }, images);
     startStyles(await loadModel("m2-2d"));
     $("notice").remove();
   } catch (error) {
