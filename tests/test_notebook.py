@@ -89,11 +89,11 @@ def test_a_trained_model_is_kept_with_its_history_and_a_stored_one_takes_its_pla
     assert its_history == history
 
 
-def write(source):
+def write(source, path="given.ipynb"):
     """Write a notebook of one cell, and return its bytes."""
     kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(source)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), "given.ipynb")
-    return Path("given.ipynb").read_bytes()
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), path)
+    return Path(path).read_bytes()
 
 
 def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist, monkeypatch):
@@ -109,6 +109,16 @@ def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist, monkeypa
         printed, shown = nbformat.read(folder / "given.ipynb", as_version=4).cells[0].outputs
         assert (printed.text, dict(shown.data)) == ("1\n", {"text/plain": "2"})
         assert (Path("given.ipynb").read_bytes() == before) != complete
+
+
+def test_a_notebook_in_a_folder_is_rewritten_there(tmp_path, write_mnist):
+    write_mnist(tmp_path / "data")
+    Path("docs").mkdir()
+    before, given = files(), "docs/given.ipynb"
+    write("print(1)", given)
+    execute.run([given])
+    assert nbformat.read(given, as_version=4).cells[0].outputs[0].text == "1\n"
+    assert files() == sorted([*before, given])
 
 
 @pytest.mark.parametrize("failure", ["1 / 0", "import os; os._exit(1)"])
