@@ -6,15 +6,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from matplotlib import pyplot as plt
-from torch.testing import assert_close
 
 from experiments import execute, notebook
 from experiments.notebook import Workspace
 from experiments.runner import UserError
-from vae import saving
-from vae.networks import MLP
 from vae.plotting import curves
-from vae.saving import load
 
 
 @pytest.fixture(autouse=True)
@@ -74,19 +70,6 @@ def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time(displayed):
     assert [image.data for image in displayed] == [saved] * 2
     assert displayed[0]._repr_mimebundle_()[1] == {"image/png": {"alt": "two curves"}}
     assert not plt.get_fignums()
-
-
-def test_a_trained_model_is_kept_with_its_history_and_a_stored_one_takes_its_place(monkeypatch):
-    model, workspace = MLP(2, (3,), 1), Workspace()
-    history = [{"loss": 3.0}, {"loss": 2.0}]
-    assert workspace.trained("m1", lambda: (model, history)) == (model, history)
-    kept = load(workspace.models / "m1.safetensors")
-    assert_close(kept.state_dict(), model.state_dict())
-    assert kept.about == {"history": history}
-    monkeypatch.setattr(saving, "WEIGHTS", workspace.models)
-    stored, its_history = Workspace(stored=True).trained("m1", lambda: 1 / 0)
-    assert_close(stored.state_dict(), model.state_dict())
-    assert its_history == history
 
 
 def write(source, path="given.ipynb"):

@@ -44,7 +44,7 @@ def _show_tiles(axis, images, columns, title="", interpolation="none"):
 
 
 def image_grid(images, columns, title="", row_names=(), column_names=(), size=1):
-    """Show images (N, C, H, W) as one tiled picture, `size` times as large, names beside its rows, above its columns."""
+    """Show images (N, C, H, W) as one tiled picture, `size` times as large; names of rows stand to their left."""
     rows, (height, width) = len(images) // columns, images.shape[-2:]
     across = size * min(0.45, 6.5 / columns)  # of an image, in inches
     down = across * height / width
