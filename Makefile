@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
-NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb
+NOTEBOOKS = trainer_VAE.ipynb trainer_SSL_VAE.ipynb docs/decoder_variance.ipynb
+SMOKE_TESTS = $(addprefix smoke-, $(NOTEBOOKS))
 
 # Threads that wait for each other soon sleep: when another program uses a core too, spinning for as long as GNU OpenMP
 # does by default can make a step many times slower. Alone on a machine it is a few per cent faster, so `bench` does.
@@ -9,9 +10,9 @@ export GOMP_SPINCOUNT = 1000
 export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TRIM_THRESHOLD_ = 1000000000
 
-.PHONY: figures $(NOTEBOOKS) table experiments bench weights test browser-test lock clean
+.PHONY: figures $(NOTEBOOKS) table experiments bench weights test $(SMOKE_TESTS) browser-test lock clean
 
-# Both at once, each on half of the cores: two threads of one training are far from twice as fast.
+# Two at once, each on half of the cores: two threads of one training are far from twice as fast.
 figures: .venv/installed
 	OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))") $(MAKE) --jobs 2 $(NOTEBOOKS)
 
@@ -41,9 +42,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff format --check --line-length 88 $(NOTEBOOKS)
 	$(BIN)/python -m pytest --numprocesses 2
-	$(MAKE) --jobs 2 $(addprefix smoke-, $(NOTEBOOKS))
+	$(MAKE) --jobs 2 $(SMOKE_TESTS)
 
-smoke-%: .venv/installed
+$(SMOKE_TESTS): smoke-%: .venv/installed
 	VAE_SMOKE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $*
 
 browser-test: .venv/installed

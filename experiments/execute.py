@@ -50,10 +50,10 @@ def run(paths):
     """Run each notebook; what runs on less than the full MNIST goes to the preview folder, not over the original."""
     notebooks = {path: read(path) for path in map(Path, paths)}  # all of them, before any runs
     workspace = Workspace()
-    folder = workspace.folder if workspace.note else Path()
     for path, notebook in notebooks.items():
         try:
-            execute(path, notebook, folder)
+            execute(path, notebook, workspace.folder if workspace.note else path.parent)
         except (CellExecutionError, DeadKernelError) as error:
             sys.exit(f"{path} failed and is unchanged:\n{error}")
-    print(f"\nNotebooks written to {folder.absolute()}, figures to {workspace.folder.absolute()}")
+    where = workspace.folder.absolute() if workspace.note else "their places"
+    print(f"\nNotebooks written to {where}, figures to {workspace.folder.absolute()}")

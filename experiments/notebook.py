@@ -12,7 +12,6 @@ from experiments import SMOKE
 from experiments.data import embedded_mnist
 from vae.checkpoint import atomic_path
 from vae.datasets import DataNotFoundError, load_mnist
-from vae.saving import load_pretrained
 
 
 class Workspace:
@@ -21,11 +20,10 @@ class Workspace:
     With VAE_SMOKE=1, `count` picks the small number and the data are the embedded images; without MNIST, the counts are
     full and the data embedded. Either way figures go to `preview/`, and say so in their titles. `models` is where
     trained models stay: a finished one is taken as it is, an unfinished one resumed. A smoke run has an empty one.
-    With `stored`, models that come with the package take their place.
     """
 
-    def __init__(self, stored=False):
-        self.smoke, self.stored = SMOKE, stored
+    def __init__(self):
+        self.smoke = SMOKE
         self.mnist, complete = (embedded_mnist(), False) if SMOKE else _mnist_or_embedded()
         self.note = "" if complete else "PREVIEW: 5,000 embedded images, not the full MNIST"
         self.folder = Path("preview/smoke" if SMOKE else "_images" if complete else "preview")
@@ -38,16 +36,6 @@ class Workspace:
     def count(self, full, smoke):
         """Return `full`, or `smoke` in a smoke run."""
         return smoke if self.smoke else full
-
-    def trained(self, name, train):
-        """Return a model and its history: what `train()` returns, kept in `models`, or what comes with the package."""
-        if self.stored:
-            print(f"{name}: comes with the package, not trained here")
-            model = load_pretrained(name).to(self.mnist.test_labels.device)
-            return model, model.about["history"]
-        model, history = train()
-        model.save(self.models / f"{name}.safetensors", history=history)
-        return model, history
 
     def save(self, figure, name):
         """Write `figure` to this run's folder and close it; returns the bytes of the PNG."""

@@ -19,7 +19,7 @@ SOURCES = {  # where training left each model, and what it is
     "m1-2d": (NOTEBOOKS / "m1-2d.safetensors", "M1 with two latents: the plane of digits"),
     "m2-2d": (NOTEBOOKS / "m2-2d.safetensors", "M2 with two latents, trained with every label: one style, ten digits"),
     "m2-naive": (NOTEBOOKS / "m2-naive.safetensors", "M2 with 100 labels, trained as the equations say"),
-    "m2-100": (NOTEBOOKS / "m2-100.safetensors", "M2 with 100 labels, trained in stages: the notebook's short run"),
+    "m2-100": (NOTEBOOKS / "m2-100.safetensors", "M2 with 100 labels, trained in stages: the notebook's"),
     "m1m2-100": (STATE / "ssl/mnist/m1m2-100-0" / MODEL, "M1+M2 with 100 labels, as the paper draws it"),
 }
 
@@ -43,7 +43,5 @@ def write(folder=WEIGHTS):
         target = Path(folder) / f"{name}.safetensors"
         about = {"what": SOURCES[name][1], "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
         about |= model.about | measure(model, data)
-        if "curve" in about:  # of the comparison: validation errors
-            about["history"] = [{"error": error} for error in about.pop("curve")]
         model.save(target, dtype=torch.float16, **about)
         print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, {about}"[:200])

@@ -19,9 +19,12 @@ from experiments.__main__ import parse
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
-for path in ROOT.glob("*.ipynb"):
+NOTEBOOKS = [*ROOT.glob("*.ipynb"), *ROOT.glob("docs/*.ipynb")]
+for path in NOTEBOOKS:
     cells = json.loads(path.read_text())["cells"]
-    TEXTS[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    TEXTS[str(path.relative_to(ROOT))] = "\n".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+    )
 EXAMPLE = ROOT / "examples/few_labels.py"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -46,9 +49,14 @@ def test_every_figure_is_shown_on_one_page_or_drawn_in_a_notebook():
     shown = {name: re.findall(r"!\[[^]]+\]\((?:\.\./)?_images/([^)]+)\)", text) for name, text in TEXTS.items()}
     readme, pages = shown.pop("README.md"), [figure for figures in shown.values() for figure in figures]
     assert len(readme) == len(set(readme)) and len(pages) == len(set(pages))
-    notebooks = "".join(path.read_text() for path in ROOT.glob("*.ipynb"))
+    notebooks = "".join(path.read_text() for path in NOTEBOOKS)
     unused = {path.name for path in (ROOT / "_images").iterdir()} - {*readme, *pages}
     assert not [name for name in unused if re.sub(r"_\d_", "_{digit}_", name) not in notebooks]
+
+
+def test_make_runs_every_notebook():
+    named = re.search(r"^NOTEBOOKS = (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert sorted(named) == sorted(str(path.relative_to(ROOT)) for path in NOTEBOOKS)
 
 
 @pytest.mark.parametrize("name", TEXTS)

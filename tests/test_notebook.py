@@ -6,15 +6,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from matplotlib import pyplot as plt
-from torch.testing import assert_close
 
 from experiments import execute, notebook
 from experiments.notebook import Workspace
 from experiments.runner import UserError
-from vae import saving
-from vae.networks import MLP
 from vae.plotting import curves
-from vae.saving import load
 
 
 @pytest.fixture(autouse=True)
@@ -76,24 +72,11 @@ def test_the_notebook_shows_what_is_saved_the_same_bytes_each_time(displayed):
     assert not plt.get_fignums()
 
 
-def test_a_trained_model_is_kept_with_its_history_and_a_stored_one_takes_its_place(monkeypatch):
-    model, workspace = MLP(2, (3,), 1), Workspace()
-    history = [{"loss": 3.0}, {"loss": 2.0}]
-    assert workspace.trained("m1", lambda: (model, history)) == (model, history)
-    kept = load(workspace.models / "m1.safetensors")
-    assert_close(kept.state_dict(), model.state_dict())
-    assert kept.about == {"history": history}
-    monkeypatch.setattr(saving, "WEIGHTS", workspace.models)
-    stored, its_history = Workspace(stored=True).trained("m1", lambda: 1 / 0)
-    assert_close(stored.state_dict(), model.state_dict())
-    assert its_history == history
-
-
-def write(source):
+def write(source, path="given.ipynb"):
     """Write a notebook of one cell, and return its bytes."""
     kernel, cell = {"name": "python3", "display_name": "Python 3"}, nbformat.v4.new_code_cell(source)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), "given.ipynb")
-    return Path("given.ipynb").read_bytes()
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), path)
+    return Path(path).read_bytes()
 
 
 def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist, monkeypatch):
@@ -109,6 +92,16 @@ def test_a_notebook_is_rewritten_with_its_output(tmp_path, write_mnist, monkeypa
         printed, shown = nbformat.read(folder / "given.ipynb", as_version=4).cells[0].outputs
         assert (printed.text, dict(shown.data)) == ("1\n", {"text/plain": "2"})
         assert (Path("given.ipynb").read_bytes() == before) != complete
+
+
+def test_a_notebook_in_a_folder_is_rewritten_there(tmp_path, write_mnist):
+    write_mnist(tmp_path / "data")
+    Path("docs").mkdir()
+    before, given = files(), "docs/given.ipynb"
+    write("print(1)", given)
+    execute.run([given])
+    assert nbformat.read(given, as_version=4).cells[0].outputs[0].text == "1\n"
+    assert files() == sorted([*before, given])
 
 
 @pytest.mark.parametrize("failure", ["1 / 0", "import os; os._exit(1)"])

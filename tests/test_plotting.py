@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from torchvision.utils import make_grid
 
 from vae import plotting
-from vae.plotting import latent_grid, tile
+from vae.plotting import latent_grid, spread, tile
 
 
 @pytest.mark.parametrize("n", [2, 5, 20])
@@ -28,17 +28,24 @@ def test_tile_puts_images_where_torchvision_does_in_their_colors_and_leaves_what
     assert np.array_equal(tile(images, columns), expected.permute(1, 2, 0).squeeze(2))
 
 
+def test_points_that_are_too_close_are_spread_and_the_others_stay():
+    crowd, apart = 0.1 * torch.randn(10, 2), torch.tensor([[5.0, 0.0], [5.0, 1.1]])
+    placed = spread(torch.cat([crowd, apart]), distance=1)
+    assert torch.nn.functional.pdist(placed).min() > 0.95
+    assert_close(placed[10:], apart)
+
+
 @pytest.mark.parametrize("num_classes", [3, 14])
-def test_latent_scatter_numbers_each_class_at_its_median_in_a_color_of_its_own(num_classes):
+def test_latent_scatter_points_from_each_number_to_its_class_median_in_a_color_of_its_own(num_classes):
     """Whose names need not be 0…K − 1."""
     labels, codes = torch.arange(num_classes).square().repeat(7), torch.randn(7 * num_classes, 2)
     (axis,) = plotting.latent_scatter({"one": codes}, labels).axes
     (dots,) = axis.collections
     assert np.array_equal(dots.get_offsets(), codes)
     assert len(np.unique(dots.to_rgba(dots.get_array()), axis=0)) == num_classes
-    places = {text.get_text(): text.get_position() for text in axis.texts}
+    ends = {number.get_text(): number.xy for number in axis.texts}
     medians = {str(k): np.median(codes[labels == k], axis=0) for k in labels.unique().tolist()}
-    assert places == {name: pytest.approx(tuple(median)) for name, median in medians.items()}
+    assert ends == {name: pytest.approx(tuple(median)) for name, median in medians.items()}
 
 
 def test_names_stand_in_the_middle_of_their_columns_of_images():

@@ -14,8 +14,10 @@ WIDTH = 8.4  # of a figure, in inches
 
 
 def class_colors(num_classes):
-    """Return one color for each class: the ten of COLORS, or more, evenly along a rainbow."""
-    return COLORS[:num_classes] if num_classes <= len(COLORS) else plt.colormaps["turbo"].resampled(num_classes).colors
+    """Return one color for each class: COLORS, with black for the darker of its two grays; beyond ten, a rainbow."""
+    if num_classes > len(COLORS):
+        return plt.colormaps["turbo"].resampled(num_classes).colors
+    return ["black" if color == "#717581" else color for color in COLORS[:num_classes]]
 
 
 def latent_grid(n):
@@ -41,10 +43,10 @@ def _show_tiles(axis, images, columns, title="", interpolation="none"):
     axis.spines[:].set_visible(False)
 
 
-def image_grid(images, columns, title="", row_names=(), column_names=()):
-    """Show images (N, C, H, W) as one tiled picture; names stand to the left of its rows and above its columns."""
+def image_grid(images, columns, title="", row_names=(), column_names=(), size=1):
+    """Show images (N, C, H, W) as one tiled picture, `size` times as large; names of rows stand to their left."""
     rows, (height, width) = len(images) // columns, images.shape[-2:]
-    across = min(0.45, 6.5 / columns)  # of an image, in inches
+    across = size * min(0.45, 6.5 / columns)  # of an image, in inches
     down = across * height / width
     beside, above = 0.9 if row_names else 0, 0.35 * bool(title) + 0.25 * bool(column_names)
     figure, axis = plt.subplots(figsize=(across * columns + beside, down * rows + above))
@@ -72,10 +74,20 @@ def image_panels(panels, columns, panels_per_row=None, interpolation="none"):
     return figure
 
 
+def spread(points, distance):
+    """Return `points` (N, 2), those that are closer than `distance` pushed apart, a little each in a hundred rounds."""
+    for _ in range(100):
+        steps = points.unsqueeze(1) - points  # (N, N, 2)
+        gaps = steps.norm(dim=2, keepdim=True).clamp(min=1e-9)
+        points = points + ((distance - gaps).clamp(min=0) / 2 * steps / gaps).sum(1)
+    return points
+
+
 def latent_scatter(panels, labels):
     """Show 2-D codes beside each other, colored and numbered by class: `panels` maps titles to codes (N, 2).
 
-    The axes leave out the outermost 1 % of the codes on each side.
+    A number stands at its class's median, or where that place is taken a little off, with a line to it. The axes leave
+    out the outermost 1 % of the codes on each side.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.6), layout="constrained", squeeze=False)
     classes, index = labels.cpu().unique(return_inverse=True)
@@ -84,12 +96,16 @@ def latent_scatter(panels, labels):
     for axis, (title, codes) in zip(axes.flat, panels.items(), strict=True):
         codes = codes.cpu()
         dots = axis.scatter(*codes.T, c=index, cmap=ListedColormap(colors), s=3, linewidths=0)
-        for n, (k, color) in enumerate(zip(classes, colors, strict=True)):
-            x, y = codes[index == n].median(0).values.tolist()
-            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": color}
-            axis.text(x, y, str(k), ha="center", va="center", fontsize=10, weight="bold", bbox=box)
         low, high = codes.quantile(torch.tensor([0.01, 0.99]), dim=0).tolist()
         axis.set(title=title, xlabel="$z_1$", ylabel="$z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        medians = torch.stack([codes[index == n].median(0).values for n in range(len(classes))])
+        scale = torch.tensor([high[0] - low[0], high[1] - low[1]])
+        places = spread(medians / scale, 0.075) * scale  # a number is a twentieth of a panel wide
+        for k, color, median, place in zip(classes, colors, medians.tolist(), places.tolist(), strict=True):
+            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": color}
+            line = {"arrowstyle": "-", "color": "black", "linewidth": 0.8, "shrinkB": 0}
+            style = {"ha": "center", "va": "center", "fontsize": 10, "weight": "bold", "bbox": box}
+            axis.annotate(str(k), median, place, arrowprops=line, **style)
     names = {"ncols": 10, "columnspacing": 1, "handletextpad": 0, "frameon": False, "title": "class"}
     figure.legend(dots.legend_elements(num=None)[0], classes, loc="outside lower center", **names)
     return figure
