@@ -1,7 +1,12 @@
-"""A headless Chromium that has the page open, driven by selenium; see `tests/test_page.py`."""
+"""A headless Chromium that has the page open, driven by selenium; see `tests/test_page.py`.
+
+`python -m tests.browser` writes docs/page.png, the page with a drawing, as README and preview cards show it.
+"""
 
 import base64
 import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
@@ -24,6 +29,20 @@ new Promise((done) => {
 })"""
 
 
+TWO = [
+    (95, 110),
+    (110, 75),
+    (145, 58),
+    (180, 72),
+    (190, 105),
+    (170, 145),
+    (130, 185),
+    (95, 212),
+    (140, 208),
+    (200, 216),
+]
+
+
 def launch(profile):
     """Return Chromium with an empty folder for its profile; it keeps a log of what it asks the network for."""
     options = webdriver.ChromeOptions()
@@ -37,9 +56,9 @@ def launch(profile):
 class Page:
     """The page in the browser, once it is ready, or says that it cannot be."""
 
-    def __init__(self, browser, url, size=(1280, 800), dark=False):
+    def __init__(self, browser, url, size=(1280, 800), dark=False, pixel_ratio=1):
         self.browser, (width, height) = browser, size
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        screen = {"width": width, "height": height, "deviceScaleFactor": pixel_ratio, "mobile": width < 600}
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
@@ -94,3 +113,16 @@ class Page:
             self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
         self.run(STILL)
         return self.run("scrollY") - before
+
+
+def write_picture(folder=Path("docs")):
+    """Write a picture of the page with a drawn 2, of the size that preview cards are cut to."""
+    with TemporaryDirectory() as profile, launch(profile) as browser:
+        page = Page(browser, (folder / "index.html").absolute().as_uri(), size=(1200, 630), pixel_ratio=2)
+        page.draw(TWO)
+        page.run("scrollTo(0, 0), (document.documentElement.style.overflow = 'hidden')")  # no scroll bar
+        (folder / "page.png").write_bytes(browser.get_screenshot_as_png())
+
+
+if __name__ == "__main__":
+    write_picture()

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.browser
 ALL_LABELS = torch.arange(10).unsqueeze(1)  # (K, 1)
 ONE = [(142, 60), (138, 140), (134, 220)]  # strokes on a canvas of 280 × 280
 SEVEN = [(75, 70), (120, 68), (200, 64), (185, 100), (160, 150), (145, 185), (130, 225)]
-ZIGZAG = [(x, y) for i, y in enumerate(range(8, 280, 16)) for x in ((5, 275) if i % 2 else (275, 5))]
+STAR = [(140, 20), (211, 237), (26, 103), (254, 103), (69, 237), (140, 20)]
+FULL = [(x, y) for i, y in enumerate(range(8, 280, 16)) for x in ((5, 275) if i % 2 else (275, 5))]
 IMAGE = "new Promise((done) => Object.assign(new Image(), { onload: done, onerror: () => done(0), src: '/spy' }))"
 
 
@@ -130,8 +131,10 @@ def test_what_was_never_seen_is_said_as_often_as_the_page_says(opened, models):
     assert digits == (unseen.bounds(m2, mnist.test_images[::10]) < limit).sum() < 30 and tangled > 700
     away = (torch.arange(28) - 13.5) ** 2
     disc = (away + away.unsqueeze(1) < 90).float().view(1, 1, 28, 28)
-    assert unseen.bounds(m2, disc) > limit  # the page says that it passes
-    assert opened.draw(ZIGZAG).startswith("I have never seen anything like this")
+    assert unseen.bounds(m2, disc) > limit  # the page says that a filled disc passes
+    assert opened.draw(STAR).startswith("I have never seen anything like this")
+    opened.click("#clear")
+    assert opened.draw(FULL).startswith("I read an 8")  # the page says that a pad full of ink passes, too
 
 
 def test_two_models_answer_side_by_side_and_only_one_writes_ten_digits(opened):
