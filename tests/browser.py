@@ -120,7 +120,7 @@ def write_picture(folder=Path("docs")):
     with TemporaryDirectory() as profile, launch(profile) as browser:
         page = Page(browser, (folder / "index.html").absolute().as_uri(), size=(1200, 630), pixel_ratio=2)
         page.draw(TWO)
-        page.run("scrollTo(0, 0), (document.documentElement.style.overflow = 'hidden')")  # no scroll bar
+        browser.execute_script("scrollTo(0, 0); document.documentElement.style.overflow = 'hidden'")  # no scroll bar
         (folder / "page.png").write_bytes(browser.get_screenshot_as_png())
 
 
