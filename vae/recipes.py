@@ -118,7 +118,7 @@ class M2Recipe(Recipe):
     topk: int | None = 1  # labels summed exactly, one more is drawn for all the others; or None: all, exactly
 
 
-# M2 on M1's latents: all learn from the first step on, as the authors of [2] train M1+M2, at a rate that stays for long.
+# M2 on M1's latents: all learn from the first step on, as the authors of [2] train M1+M2, at a rate that stays long.
 M1M2_RECIPE = M2Recipe(
     label_epochs=0, frozen_epochs=0, unfrozen_epochs=200, lr=1e-3, schedule="falling", weight_prior=1
 )
