@@ -210,7 +210,7 @@ COMPARISON = {  # of all numbers of labels; the keys of this and the next two na
     ),
     "m2": Row("M2", M2()),
     "m2_short": Row("M2, short: 15 unfrozen epochs instead of 75", SHORT),
-    "m1m2": Row("M1+M2 as the paper draws it", M1M2()),
+    "m1m2": Row("M1+M2", M1M2()),
     "m1m2_short": Row("M1+M2, short: one cycle of 20,000 updates, α = 0.1 N", SHORT_M1M2),
 }
 ABLATIONS = {  # with 100 labels, beside the short M2

@@ -28,11 +28,12 @@ from experiments.data import LOADERS, load_data
 from experiments.own_data import CELLS, DATA, LABELS_PER_CLASS, SPLITS, Own, draw
 from experiments.runner import Job, load_result, missing_jobs, run_jobs, workers
 from vae.data import NO_LABEL
-from vae.estimator import LABELS, M2Classifier
+from vae.estimator import HALFWAY, LABELS, LONG, M2Classifier
 from vae.evaluation import calibration_error
 from vae.plotting import COLORS, WIDTH
 
 SPREADING, TRAINING = "label spreading", "self-training"
+POINTS = (LABELS, HALFWAY, LONG)  # of which the guard chooses one
 UNGUARDED, GUARDED = "M2, unguarded", "M2Classifier"
 METHODS = (LABELS, "logistic regression", "SVC", "random forest", SPREADING, TRAINING, UNGUARDED, GUARDED)
 SEMI_SUPERVISED = METHODS[4:]

@@ -162,7 +162,9 @@ def own_markdown(cells):
     lines = []
     for (name, count), results in cells.items():
         errors = [written(spread([result["test_errors"][method] for result in results]), 1) for method in own.METHODS]
-        [(chosen, times)] = Counter(result["chosen"] for result in results).most_common(1)
+        counts = Counter(result["chosen"] for result in results)
+        times = max(counts.values())
+        chosen = " or ".join(point for point in own.POINTS if counts[point] == times)
         lines.append([f"{name}, {count}", *errors, f"{chosen} ({times} of {len(results)})"])
     header = ["test error (%); data, labels a class", *own.METHODS, "the guard's commonest choice (draws)"]
     return rows(header, *lines)

@@ -20,7 +20,7 @@ SOURCES = {  # where training left each model, and what it is
     "m2-2d": (NOTEBOOKS / "m2-2d.safetensors", "M2 with two latents, trained with every label: one style, ten digits"),
     "m2-naive": (NOTEBOOKS / "m2-naive.safetensors", "M2 with 100 labels, trained as the equations say"),
     "m2-100": (NOTEBOOKS / "m2-100.safetensors", "M2 with 100 labels, trained in stages: the notebook's"),
-    "m1m2-100": (STATE / "ssl/mnist/m1m2-100-0" / MODEL, "M1+M2 with 100 labels, as the paper draws it"),
+    "m1m2-100": (STATE / "ssl/mnist/m1m2-100-0" / MODEL, "M1+M2 with 100 labels"),
 }
 
 

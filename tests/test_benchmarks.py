@@ -130,5 +130,5 @@ def test_the_time_to_an_answer():
     assert f"| {minutes} minutes (median;" in SPEED and f"| {to_paper:.1f} minutes (median;" in SPEED
     assert f"ends at {median(ends_at):.2f} % after" in SPEED
     assert f"{min(ends_at):.2f} to {max(ends_at):.2f} %)" in SPEED
-    assert f"100 labels take {minutes} CPU minutes (median of five draws;" in README
+    assert f"with 100 labels in {minutes} CPU minutes (median of five draws;" in README
     assert f"is at {ends['pyro']:.1f} % after 4" in README

@@ -319,7 +319,7 @@ def test_a_sparse_matrix_is_refused():
         ({"likelihood": "Poisson"}, "'Poisson' must be one of auto, Bernoulli, continuous Bernoulli, Gaussian"),
         ({"updates": 0}, "updates = 0 must be a whole number of at least 1"),
         ({"z_dim": 2.5}, "z_dim = 2.5 must be"),
-        ({"point": "M3"}, "point = 'M3' must be one of labels alone, M2, short, M2"),
+        ({"point": "M3"}, "point = 'M3' must be one of labels alone, M2, halfway, M2"),
         ({"label_prior": [0.5, 0.5]}, "label_prior must hold 3 probabilities above 0"),
     ],
 )
@@ -358,7 +358,7 @@ def test_a_file_of_a_model_or_of_nothing_is_no_classifier(fitted, tmp_path):
 def test_where_clusters_are_the_classes_m2_answers_and_is_better_than_labels_alone(seed):
     rows, y, few = clusters(seed)
     model = M2Classifier(updates=100, hidden_dims=(128,), z_dim=3, random_state=seed).fit(rows, few)
-    assert model.chosen_ in ("M2, short", "M2")
+    assert model.chosen_ in ("M2, halfway", "M2")
     assert model.cv_results_[model.chosen_]["error"] < model.cv_results_["labels alone"]["error"]
     assert [line for line in model.report_.splitlines() if line.endswith("answers")] == [
         line for line in model.report_.splitlines() if line.startswith(f"{model.chosen_} ")

@@ -48,7 +48,7 @@ DECODERS = {
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
 ONE_AT_A_TIME = Lock()  # of the folds, where joblib takes threads: they share a random state
-LABELS, SHORT, LONG = "labels alone", "M2, short", "M2"
+LABELS, HALFWAY, LONG = "labels alone", "M2, halfway", "M2"
 
 
 def _random_state_of_its_own(x):
@@ -102,7 +102,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     cv : int or None
         Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
         for no guard.
-    point : {"labels alone", "M2, short", "M2"}
+    point : {"labels alone", "M2, halfway", "M2"}
         What answers if `cv` is None.
     n_jobs : int or None
         How many folds joblib trains at once, in processes; in threads, one after another.
@@ -124,7 +124,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     cv_results_ : dict
         The same in numbers, for each point: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
     chosen_ : str
-        The point that answers: "labels alone", "M2, short" or "M2".
+        The point that answers: "labels alone", "M2, halfway" or "M2".
     temperature_ : float
         The chosen point's, which suits the held-out labels best; 1 where none are held out.
     likelihood_ : str
@@ -206,7 +206,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _fit(self, x, y, seed):
         """Choose a point of the path by cross-validation, and train as far as there."""
         frozen = STAGES[0], (0, EPOCHS - 2, 0)  # the classifier stays as it is, while encoder and decoder learn
-        stages = {LABELS: frozen, SHORT: STAGES[:2], LONG: STAGES}
+        stages = {LABELS: frozen, HALFWAY: STAGES[:2], LONG: STAGES}
         if self.point not in stages:
             raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
         for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
@@ -249,7 +249,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         gain = labels.losses - probe.losses
         from_m1 = bool(gain.mean() > gain.std(correction=0) / len(gain) ** 0.5)
         _, short, long = measure(m1 if from_m1 else None, 3)
-        points = {LABELS: labels, SHORT: short, LONG: long}
+        points = {LABELS: labels, HALFWAY: short, LONG: long}
         self.chosen_ = LABELS
         for name, point in points.items():
             best = points[self.chosen_]

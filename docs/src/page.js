@@ -244,7 +244,7 @@ function addPlane(plane, limit, onMove) {
 
 // 1. Draw a digit.
 
-const EMPTY = "Draw a digit, and I will read it.", TEST_IMAGE = "A test image: draw over it";
+const EMPTY = "Draw a digit, and I will read it.", TEST_IMAGE = "A test image: your first stroke clears it";
 const ROW = '<td class="chart" aria-hidden="true"><div></div></td><td></td><td></td>';
 
 // What one network answers: a sentence, ten digits, and the numbers behind them. Returns the function that reads x.
