@@ -117,7 +117,7 @@ def m1m2_over_updates(results):
     for key, line in {"m1m2": "-", "m1m2_short": "--"}.items():
         for color, (n, cells) in zip(COLORS, sorted(results[key].items()), strict=False):
             for axis, what in zip(axes, ("curve", "kl_of_style"), strict=True):
-                known = [cell for cell in cells if cell.get(what)]  # the KL divergence, of one short run alone
+                known = [cell for cell in cells if cell.get(what)]  # the KL divergence, of a few short runs alone
                 if not known:
                     continue
                 means = [mean(values) for values in zip(*(cell[what] for cell in known), strict=True)]
