@@ -19,7 +19,7 @@ from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
 
 RESULTS, FIGURE = Path("results/ssl/mnist"), Path("_images/m2-error-vs-labels.png")
-M1M2_FIGURE = Path("_images/m1m2-over-updates.png")
+M1M2_FIGURE, M1M2_ROWS = Path("_images/m1m2-over-updates.png"), ("m1m2", "m1m2_short")
 OWN, OWN_FIGURE = Path("results/own"), Path("_images/own-data.png")
 MARKED = re.compile(r"(<!-- begin (\S+): make table -->)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
@@ -82,13 +82,18 @@ def markdown(results, paper=PAPER, others=OTHERS):
     return rows(["test error (%)", *(f"{n:,} labels" for n in counts), "CPU minutes, updates"], *lines)
 
 
+def points_above(cells, others):
+    """Return how many points each of `cells` errs more than that of `others` with the same draw, where there is one."""
+    errors = {other["split"]: other["test_error"] for other in others}
+    return [cell["test_error"] - errors[cell["split"]] for cell in cells if cell["split"] in errors]
+
+
 def ablations_markdown(results):
     """Return the table of the short M2 with 100 labels and one part changed, compared on the same draws of labels."""
     cells, lines = {key: cells[100] for key, cells in results.items() if 100 in cells}, []
-    short = {cell["split"]: cell["test_error"] for cell in cells.get("m2_short", [])}
     for key, changed in cells.items():
         error = written(spread([cell["test_error"] for cell in changed]))
-        above = [cell["test_error"] - short[cell["split"]] for cell in changed if cell["split"] in short]
+        above = points_above(changed, cells.get("m2_short", []))
         compared = written(spread(above), 1) if above and key != "m2_short" else "–"
         minutes = mean(cell["cpu_minutes"] for cell in changed)
         lines.append([BY_KEY[key].title, f"**{error}** ({len(changed)})", compared, f"{minutes:.1f}"])
@@ -99,12 +104,12 @@ def m1m2_markdown(results):
     """Return the table of M1+M2 beside its short run, on the same draws of labels, and the KL divergence of z2."""
     counts, lines = sorted(results["m1m2"]), []
     for key, cells in results.items():
-        lines.append([BY_KEY[key].title, *(f"**{written(errors_by_count(cells)[n])}**" for n in counts)])
+        errors = errors_by_count(cells)
+        lines.append([BY_KEY[key].title, *(f"**{written(errors[n])}**" if n in errors else "–" for n in counts)])
     gains, kl = [], []
     for n in counts:
-        short = {cell["split"]: cell["test_error"] for cell in results["m1m2_short"][n]}
-        both = [cell for cell in results["m1m2"][n] if cell["split"] in short]
-        gains.append(written(spread([short[cell["split"]] - cell["test_error"] for cell in both])))
+        gained = points_above(results["m1m2_short"].get(n, []), results["m1m2"][n])
+        gains.append(written(spread(gained) if gained else ()))
         kl.append(written(spread([cell["kl_of_style"][-1] for cell in results["m1m2"][n]]), 1))
     lines += [["points gained, draw by draw", *gains], ["KL divergence of z2 at the end (nats)", *kl]]
     lines.append(["a public log of the same model, one draw", *(f"{LOG[n]:.2f}" for n in counts)])
@@ -114,8 +119,8 @@ def m1m2_markdown(results):
 def m1m2_over_updates(results):
     """Show validation error and KL divergence of z2 against updates, the mean over draws, the short run dashed."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
-    for key, line in {"m1m2": "-", "m1m2_short": "--"}.items():
-        for color, (n, cells) in zip(COLORS, sorted(results[key].items()), strict=False):
+    for key, line in zip(M1M2_ROWS, ("-", "--"), strict=True):
+        for color, (n, cells) in zip(COLORS, sorted(results.get(key, {}).items()), strict=False):
             for axis, what in zip(axes, ("curve", "kl_of_style"), strict=True):
                 known = [cell for cell in cells if cell.get(what)]  # the KL divergence, of a few short runs alone
                 if not known:
@@ -230,9 +235,11 @@ def values():
     tables = {
         "comparison": markdown(results),
         "ablations": ablations_markdown(read_results(RESULTS, ["m2_short", *ABLATIONS])),
-        "m1m2": m1m2_markdown({key: results[key] for key in ("m1m2", "m1m2_short")}),
         "fashion": markdown(read_results(RESULTS.parent / "fashion-mnist", COMPARISON), {}, {}),
     }
+    both = {key: results[key] for key in M1M2_ROWS if key in results}
+    if len(both) == 2:
+        tables["m1m2"] = m1m2_markdown(both)
     cells = own.read_results(OWN)
     tables |= {"own": own_markdown(cells), "own-summary": own_summary(cells)}
     errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in errors_by_count(cells).items()}
@@ -265,7 +272,7 @@ def write():
     """Write the figures, and all values into README and docs/. UserError where there is nothing to show."""
     known = values()
     write_figure(errors_against_labels(read_results(RESULTS, DRAWN)), FIGURE)
-    write_figure(m1m2_over_updates(read_results(RESULTS, ["m1m2", "m1m2_short"])), M1M2_FIGURE)
+    write_figure(m1m2_over_updates(read_results(RESULTS, M1M2_ROWS)), M1M2_FIGURE)
     write_figure(own.against_labels_alone(own.read_results(OWN)), OWN_FIGURE)
     for page in (Path("README.md"), *Path("docs").glob("*.md")):
         text = with_values(page.read_text(), known)

@@ -75,6 +75,13 @@ def test_m1m2_is_compared_with_its_short_run_on_the_same_draws():
     assert divergence.endswith("| 7.0 ± 1.0 |") and log.endswith("| 2.80 |")
 
 
+def test_where_the_short_run_lacks_a_number_of_labels_m1m2_stands_alone():
+    results = m1m2_results()
+    results["m1m2_short"] = {600: results["m1m2_short"].pop(100)}
+    *_, long, short, gained, _, _ = table.m1m2_markdown(results).splitlines()
+    assert long.endswith("| **4.00 ± 1.00** |") and short.endswith("| – |") and gained.endswith("| – |")
+
+
 def test_the_figure_over_updates_shows_means_over_draws():
     error, divergence = (
         [line.get_xydata().tolist() for line in axis.lines] for axis in table.m1m2_over_updates(m1m2_results()).axes
