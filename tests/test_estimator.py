@@ -3,6 +3,7 @@
 import doctest
 import pickle
 import warnings
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ from sklearn.utils import estimator_checks
 
 import vae
 from experiments import methods
-from vae import estimator
+from vae import estimator, recipes
 from vae.data import SemiSupervisedBatches, as_is
 from vae.estimator import M2Classifier
 from vae.models import SemiSupervisedVAE
@@ -578,6 +579,31 @@ def test_its_model_is_what_the_recipes_train():
     for name, tensor in m2.state_dict().items():
         torch.testing.assert_close(trained[name], tensor.double(), rtol=1e-6, atol=1e-7)
     assert sum(epoch["updates"] for epoch in model.history_) == 60
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "x_shape", "updates", "expected"),
+    [
+        (100, (6,), 150, 160),
+        (100, (6,), None, 1000),
+        (20_000, (6,), None, 2500),
+        (60_000, (2,), None, 6000),
+        (100, (28, 28), None, 3000),
+        (100, (32, 32, 3), None, 1000),  # larger than 32 × 32 values
+    ],
+)
+def test_how_long_it_trains(num_rows, x_shape, updates, expected, monkeypatch):
+    """By default: 25 passes of the rows in batches of 200, within limits that depend on what a row is."""
+    made = Counter()
+
+    def count(loss, model, batches, recipe, folder, *, name, epochs, **options):
+        made["M1" if name == "M1" else "M2"] += epochs * len(batches)
+        return []
+
+    monkeypatch.setattr(recipes, "fit", count)
+    rows = np.random.RandomState(0).uniform(0, 1, (num_rows, *x_shape))
+    small(updates=updates).fit(rows, np.where(np.arange(num_rows) < 40, np.arange(num_rows) % 2, -1))
+    assert made == {"M2": expected} | ({"M1": expected} if len(x_shape) > 1 else {})
 
 
 def test_it_trains_as_the_comparisons_row_of_m2_does():

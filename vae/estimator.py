@@ -56,6 +56,11 @@ def _random_state_of_its_own(x):
     return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
 
 
+def _is_large(x_shape):
+    """Return whether a row is an image for which an MLP would be slow, and see little."""
+    return len(x_shape) == 3 and np.prod(x_shape) > 32 * 32
+
+
 @dataclass
 class _Measured:
     """What one point of the path makes of the held-out rows, its probabilities tempered as suits them best."""
@@ -97,8 +102,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         p(y), in the order of `classes_`; by default the smoothed frequency of the labels. Say the true shares where
         the same number of each class was labeled.
     updates : int or None
-        Of M1, and of M2, whose short run makes half of them; rounded up to a multiple of 20. By default 25 passes of
-        the rows in batches of 200, between 1,000 and 6,000.
+        Of M1, and as many of M2; rounded up to a multiple of 20. By default 25 passes of the rows in batches of 200,
+        between 1,000 and 6,000; for images of up to 32 × 32 values at least 3,000.
     cv : int or None
         Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
         for no guard.
@@ -290,7 +295,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
         hidden_dims, z_dim = ((128, 128), 10) if np.prod(x_shape) < 200 else ((500, 500), 50)
         networks = {}
-        if len(x_shape) == 3 and np.prod(x_shape) > 32 * 32:  # where an MLP would be slow, and see little
+        if _is_large(x_shape):
             hidden_dims = (128,)
             networks["network"] = partial(ConvNet, channels=(16, 32, 64))
             networks["decoder_network"] = partial(DeconvNet, channels=(64, 32, 16))
@@ -303,7 +308,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _batches(self, kind, x, *others, seed):
         """Return batches of x, of which `EPOCHS` epochs make all updates."""
         transform = binarize if self.likelihood_ == "Bernoulli" else as_is
-        num_batches = -(-(self.updates or min(6000, max(1000, 25 * len(x) // 200))) // EPOCHS)
+        least = 3000 if x.ndim == 4 and not _is_large(x.shape[1:]) else 1000
+        num_batches = -(-(self.updates or min(6000, max(least, 25 * len(x) // 200))) // EPOCHS)
         return kind(x, *others, torch.Generator(x.device).manual_seed(seed), transform, num_batches)
 
     def _train_m1(self, x, seed):
