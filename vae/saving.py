@@ -29,10 +29,11 @@ class Module(nn.Module):
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
         if args or kwargs:  # a copy has them already
-            bound = inspect.signature(cls).bind(*args, **kwargs)
+            # of __init__: some Pythons, 3.11.2 among them, take the class's from __new__
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
             bound.apply_defaults()
             named = dict(zip(bound.arguments, bound.args, strict=False)) | bound.kwargs  # what **options hold, too
-            self.__dict__["arguments"] = {name: _plain(value) for name, value in named.items()}
+            self.__dict__["arguments"] = {name: _plain(value) for name, value in named.items() if value is not self}
         return self
 
     def extra_repr(self):
