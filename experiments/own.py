@@ -25,8 +25,7 @@ from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 from sklearn.svm import SVC
 
 from experiments import SMOKE, UserError
-from experiments.data import LOADERS, load_data
-from experiments.own_data import CELLS, DATA, LABELS_PER_CLASS, SPLITS, Own, draw
+from experiments.own_data import CELLS, DATA, SPLITS, WHOLE, cell_of, draw
 from experiments.runner import Job, load_result, missing_jobs, run_jobs, workers
 from vae.data import NO_LABEL
 from vae.estimator import HALFWAY, LABELS, LONG, M2Classifier
@@ -60,37 +59,39 @@ def checksum(arrays):
     return digest.hexdigest()
 
 
+def m2_classifiers(config):
+    """Return ours by name: the guarded M2, the same without its guard, and its labels alone."""
+    options = {"updates": config.updates, "random_state": config.split}
+    return {
+        LABELS: M2Classifier(cv=None, point=LABELS, **options),
+        UNGUARDED: M2Classifier(cv=None, **options),
+        GUARDED: M2Classifier(**options),
+    }
+
+
+def flattened(x, x_test):
+    """Return rows and test rows as scikit-learn's methods get them: (N, D)."""
+    if x.ndim == 2:
+        scaler = StandardScaler().fit(x)
+        return scaler.transform(x), scaler.transform(x_test)
+    return x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+
+
 def measure(config, folder):
     """Return errors in %, CPU seconds and what the guard measured; of M2 and the labels alone, how sure they are."""
     x, x_test, y, y_test, few = draw(config)
-    errors, seconds, probabilities = {}, {}, {}
-
-    def timed(name, train):
-        start = time.process_time()
-        model = train()
-        seconds[name] = round(time.process_time() - start, 2)
-        return model
-
-    def wrong(guesses):
-        return round(100 * float((guesses != y_test).mean()), 3)
-
+    flat, flat_test = flattened(x, x_test)
+    ours, errors, seconds = m2_classifiers(config), {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the guard's, for one: the result says the same
-        options = {"updates": config.updates, "random_state": config.split}
-        unguarded = timed(UNGUARDED, lambda: M2Classifier(cv=None, **options).fit(x, few))
-        guarded = timed(GUARDED, lambda: M2Classifier(**options).fit(x, few))
-        alone = timed(LABELS, lambda: M2Classifier(cv=None, point=LABELS, **options).fit(x, few))
-        for name, model in ((LABELS, alone), (UNGUARDED, unguarded), (GUARDED, guarded)):
-            probabilities[name] = model.predict_proba(x_test)
-            errors[name] = wrong(probabilities[name].argmax(1))
-        flat, flat_test, known = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1), few != NO_LABEL
-        if x.ndim == 2:
-            scaler = StandardScaler().fit(flat)
-            flat, flat_test = scaler.transform(flat), scaler.transform(flat_test)
-        for name, model in scikit_learn(config.split).items():
-            rows = slice(None) if name in SEMI_SUPERVISED else known
-            timed(name, lambda model=model, rows=rows: model.fit(flat[rows], few[rows]))
-            errors[name] = wrong(model.predict(flat_test))
+        for name, model in (ours | scikit_learn(config.split)).items():
+            rows, test_rows = (x, x_test) if name in ours else (flat, flat_test)
+            used = slice(None) if name in ours or name in SEMI_SUPERVISED else few != NO_LABEL
+            start = time.process_time()
+            model.fit(rows[used], few[used])
+            seconds[name] = round(time.process_time() - start, 2)
+            errors[name] = round(100 * float((model.predict(test_rows) != y_test).mean()), 3)
+    probabilities = {name: model.predict_proba(x_test) for name, model in ours.items()}
     tensors = {name: (torch.from_numpy(p), torch.from_numpy(y_test)) for name, p in probabilities.items()}
     return {
         **{key: getattr(config, key) for key in ("data", "labels_per_class", "split")},
@@ -98,14 +99,14 @@ def measure(config, folder):
         "cpu_seconds": {name: seconds[name] for name in METHODS},
         "log_losses": {name: round(float(log_loss(y_test, p)), 4) for name, p in probabilities.items()},
         "calibration_errors": {name: round(calibration_error(*pair), 2) for name, pair in tensors.items()},
-        "chosen": guarded.chosen_,
-        "cv_results": guarded.cv_results_,
-        "likelihood": guarded.likelihood_,
+        "chosen": ours[GUARDED].chosen_,
+        "cv_results": ours[GUARDED].cv_results_,
+        "likelihood": ours[GUARDED].likelihood_,
         "num_rows": len(x),
         "num_test_rows": len(x_test),
         "num_columns": flat.shape[1],
         "num_classes": len(np.unique(y)),
-        "num_labeled": int(known.sum()),
+        "num_labeled": int((few != NO_LABEL).sum()),
         "cpu_minutes": round(sum(seconds.values()) / 60, 2),
         "data_checksum": checksum((x, x_test, y, y_test, few)),
     }, None
@@ -124,9 +125,10 @@ def run(names, splits, num_workers, scheduler, results, state):
     """
     if unknown := [name for name in names or () if name not in DATA]:
         raise UserError(f"no data set is called {', '.join(unknown)}; there are {', '.join(DATA)}")
-    jobs = [job_of(Own(*cell)) for cell in product(names or DATA, LABELS_PER_CLASS, splits or SPLITS)]
-    for name in {job.config.data for job in missing_jobs(jobs, results)} & LOADERS.keys():
-        load_data(name)
+    cells = [cell for cell in CELLS if cell[0] in (names or DATA)]
+    jobs = [job_of(cell_of(*cell, split)) for cell, split in product(cells, splits or SPLITS)]
+    for name in {job.config.data for job in missing_jobs(jobs, results)}:
+        DATA[name](0)  # no image is missing
     with workers(num_workers, scheduler) as parallel:
         run_jobs(jobs, parallel, results, state)
 
@@ -151,13 +153,14 @@ def mean_errors(cells, method):
 def against_labels_alone(cells):
     """Show M2's error against that of the labels alone, guarded and not, a point a data set and number of labels."""
     figure, axis = plt.subplots(figsize=(WIDTH, 5.2), layout="constrained")
-    colors = dict(zip(DATA, COLORS, strict=True))
+    colors = dict(zip([name for name in DATA if name not in WHOLE], COLORS, strict=True))
     for name in dict.fromkeys(name for name, _ in cells):
         of_data = {cell: results for cell, results in cells.items() if cell[0] == name}
+        color, shape = colors[name.removesuffix("-60000")], "s" if name in WHOLE else "o"
         x, unguarded, guarded = (mean_errors(of_data, method) for method in (LABELS, UNGUARDED, GUARDED))
-        axis.vlines(x, unguarded, guarded, color=colors[name], linewidth=0.8, alpha=0.5)
-        axis.plot(x, unguarded, "o", color=colors[name], markerfacecolor="none", markersize=4.5, clip_on=False)
-        axis.plot(x, guarded, "o", color=colors[name], markersize=8, label=name, clip_on=False)
+        axis.vlines(x, unguarded, guarded, color=color, linewidth=0.8, alpha=0.5)
+        axis.plot(x, unguarded, shape, color=color, markerfacecolor="none", markersize=4.5, clip_on=False)
+        axis.plot(x, guarded, shape, color=color, markersize=8, label=name, clip_on=False)
     axis.plot([], [], "o", color="0.4", markerfacecolor="none", markersize=4.5, label=UNGUARDED)
     axis.axline((0, 0), (1, 1), color="0.5", linewidth=1, zorder=0)
     ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90) if tick <= max(*axis.get_xlim(), 10)]

@@ -1,7 +1,8 @@
 """The data of `experiments.own`: tables and images of whose rows few get a label.
 
-Digits, breast cancer and wine are scikit-learn's; images are 5,000 of MNIST, which need no download, and 12,000 of
-MNIST and of Fashion-MNIST. Of four made ones the answer is known:
+Digits, breast cancer and wine are scikit-learn's. Images are 5,000 of MNIST, which need no download, and 12,000 of
+MNIST and of Fashion-MNIST; with one number of labels a class, that of `WHOLE`, all 60,000. Of four made ones the answer
+is known:
 
 (a) `clusters-are-classes`: Gaussian clusters, one a class, of 50 to 10 % of the rows, among irrelevant wide columns.
 (b) `clusters-cut-across`: one hyperplane through the centers of four clusters parts two classes. Nothing in the density
@@ -9,20 +10,19 @@ MNIST and of Fashion-MNIST. Of four made ones the answer is known:
 (c) `one-blob`: correlated columns of one Gaussian, classes by thresholds of a linear score, irrelevant wide columns.
 (d) `make-classification`: scikit-learn's, five unbalanced classes of several clusters each.
 
-A quarter of the rows is held out as test rows: of the 12,000 images a sixth, of the 5,000 a fifth. Labels are drawn
-class by class; where a class has few training rows, as in wine, at most half of them get one.
+A quarter of the rows is held out as test rows: of the 12,000 or 60,000 images a sixth, of the 5,000 a fifth. Labels
+are drawn class by class; where a class has few training rows, as in wine, at most half of them get one.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 
 import numpy as np
 import torch
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from experiments.data import embedded_mnist, load_data
+from experiments.data import LOADERS, embedded_mnist, load_data
 from vae.data import NO_LABEL
 
 LABELS_PER_CLASS, SPLITS = (3, 10, 30), range(10)
@@ -32,8 +32,8 @@ LABELS_PER_CLASS, SPLITS = (3, 10, 30), range(10)
 class Own:
     """A cell; the most rows of its data, test rows too; and `M2Classifier`'s updates, None for its default."""
 
-    data: str = "digits"
-    labels_per_class: int = 10
+    data: str
+    labels_per_class: int
     split: int = 0
     max_rows: int = 12_000
     updates: int | None = None
@@ -47,6 +47,13 @@ def images(name, split):
     """Return training images (N, H, W) and labels of a data set of `experiments.data`."""
     data = load_data(name)
     return data.train_images[:, 0].numpy(), data.train_labels.numpy()
+
+
+def whole(name, split):
+    """Return all 60,000 images that are not the data set's own test images, and labels."""
+    data = load_data(name)
+    x, y = (torch.cat(parts).numpy() for parts in zip(data.part("train"), data.part("valid"), strict=True))
+    return x[:, 0], y
 
 
 def embedded(split):
@@ -103,14 +110,21 @@ DATA = {  # functions of the split
     "breast-cancer": lambda split: datasets.load_breast_cancer(return_X_y=True),
     "wine": lambda split: datasets.load_wine(return_X_y=True),
     "embedded-mnist": embedded,
-    **{name: partial(images, name) for name in ("mnist", "fashion-mnist")},
+    **{name: partial(images, name) for name in LOADERS},
+    **{f"{name}-60000": partial(whole, name) for name in LOADERS},
     "clusters-are-classes": clusters_are_classes,
     "clusters-cut-across": clusters_cut_across,
     "one-blob": one_blob,
     "make-classification": make_classification,
 }
-CELLS = tuple(product(DATA, LABELS_PER_CLASS))
-TEST_SHARE = {"mnist": 1 / 6, "fashion-mnist": 1 / 6, "embedded-mnist": 1 / 5}
+WHOLE = {"mnist-60000": 10, "fashion-mnist-60000": 100}  # labels a class
+CELLS = tuple((name, count) for name in DATA for count in ([WHOLE[name]] if name in WHOLE else LABELS_PER_CLASS))
+TEST_SHARE = dict.fromkeys([*LOADERS, *WHOLE], 1 / 6) | {"embedded-mnist": 1 / 5}
+
+
+def cell_of(data, labels_per_class, split):
+    """Return the cell of a data set, of as many rows as it has here."""
+    return Own(data, labels_per_class, split, max_rows=60_000 if data in WHOLE else 12_000)
 
 
 def few_labels(y, per_class, split):
