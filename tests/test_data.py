@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from experiments.data import LOADERS
 from vae import datasets
-from vae.data import NO_LABEL, PARTS, Batches, SemiSupervisedBatches, binarize, dequantize, hide_labels
+from vae.data import NO_LABEL, PARTS, Batches, SemiSupervisedBatches, add_noise, binarize, dequantize, hide_labels
 from vae.datasets import DataNotFoundError, load_mnist, two_gaussians
 
 
@@ -77,6 +77,14 @@ def test_dequantized_pixels_fill_the_256th_of_their_gray_level_evenly():
     assert 0 <= values.min() <= values.max() <= 1
     assert -1e-4 < within.min() < 0.01 < 0.99 < within.max() < 1 + 1e-4
     assert_close(within.mean(0), torch.full((256,), 0.5), atol=5 / (12 * 2000) ** 0.5, rtol=0)
+
+
+def test_noise_is_normal_of_half_a_standard_deviation_and_another_each_time():
+    rows, generator = torch.tensor([-3.0, 0.0, 1e3]).double(), seeded()
+    draws = torch.stack([add_noise(rows, generator) for _ in range(20_000)])
+    assert draws.dtype == torch.float64
+    torch.testing.assert_close(draws.mean(0), rows, rtol=0, atol=0.02)
+    torch.testing.assert_close(draws.std(0), torch.full((3,), 0.5).double(), rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("transform", [binarize, dequantize])

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import cross_entropy
 
 from vae.conv import ConvNet, DeconvNet
-from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, as_is, binarize
+from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, add_noise, as_is, binarize
 from vae.evaluation import calibration_error, in_batches
 from vae.gaussian import ColumnGaussianDecoder
 from vae.marginalization import marginalize
@@ -40,10 +40,10 @@ from vae.rows import (
 )
 from vae.saving import load
 
-DECODERS = {
-    "Bernoulli": BernoulliDecoder,
-    "continuous Bernoulli": ContinuousBernoulliDecoder,
-    "Gaussian": ColumnGaussianDecoder,
+LIKELIHOODS = {  # the decoder, and the transform of rows in training
+    "Bernoulli": (BernoulliDecoder, binarize),
+    "continuous Bernoulli": (ContinuousBernoulliDecoder, as_is),
+    "Gaussian": (ColumnGaussianDecoder, add_noise),
 }
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
@@ -85,6 +85,20 @@ class _Measured:
         return cls(error, tempered.mean().item(), calibration, temperature, tempered)
 
 
+def choose_point(points):
+    """Return the name of the point that answers, of {name: measurement} in their order, labels alone the first.
+
+    A later point of lower log loss takes the place of labels alone if fewer rows are wrong, and that of M2 if no more.
+    """
+    chosen = LABELS
+    for name, point in points.items():
+        best = points[chosen]
+        right = point.error < best.error if chosen == LABELS else point.error <= best.error
+        if right and point.log_loss < best.log_loss:
+            chosen = name
+    return chosen
+
+
 class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
     """The semi-supervised VAE M2 as a classifier, guarded: `predict`, and all that a generative model can say.
 
@@ -92,18 +106,18 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     ----------
     likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
         p(x|y, z). By default a Bernoulli for nearly binary images, and tables in [0, 1]; a continuous one for gray or
-        color images; for other tables a Gaussian with a scale for each column.
+        color images; for other tables a Gaussian with a scale for each column, of standardized rows with noise of 0.5.
     hidden_dims : tuple of int or None
-        Widths of all networks; by default (500, 500), for rows of fewer than 200 values (128, 128), and (128,) after
+        Widths of all networks; by default (500, 500), for rows of fewer than 200 values (256, 256), and (128,) after
         the convolutions that images of more than 32 × 32 values get.
     z_dim : int or None
-        Latents that hold the style; by default 50, and 10 for rows of fewer than 200 values.
+        Latents that hold the style; by default 50, and 3 for rows of fewer than 200 values.
     label_prior : array-like of K probabilities or None
         p(y), in the order of `classes_`; by default the smoothed frequency of the labels. Say the true shares where
         the same number of each class was labeled.
     updates : int or None
         Of M1, and as many of M2; rounded up to a multiple of 20. By default 25 passes of the rows in batches of 200,
-        between 1,000 and 6,000; for images of up to 32 × 32 values at least 3,000.
+        at most 6,000, and at least 2,000 for a table, 3,000 for images of up to 32 × 32 values, 1,000 for larger ones.
     cv : int or None
         Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
         for no guard.
@@ -238,8 +252,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Measure every point on held-out labels, choose one, report; return the M1 that it starts from, or None.
 
         It starts from M1's encoder if one new layer on that is better than a network of the labels alone, by more than
-        one standard error of log loss. A point is chosen over an earlier one if fewer rows are wrong, and the log loss
-        is lower.
+        one standard error of log loss.
         """
         m1 = self._train_m1(x, seed)
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
@@ -255,11 +268,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         from_m1 = bool(gain.mean() > gain.std(correction=0) / len(gain) ** 0.5)
         _, short, long = measure(m1 if from_m1 else None, 3)
         points = {LABELS: labels, HALFWAY: short, LONG: long}
-        self.chosen_ = LABELS
-        for name, point in points.items():
-            best = points[self.chosen_]
-            if point.error < best.error and point.log_loss < best.log_loss:
-                self.chosen_ = name
+        self.chosen_ = choose_point(points)
         self.cv_results_ = {name: point.told() for name, point in points.items()}
         self.temperature_ = points[self.chosen_].temperature
         self.report_ = self._report(len(truth))
@@ -293,7 +302,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     def _networks(self, x_shape):
         """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
-        hidden_dims, z_dim = ((128, 128), 10) if np.prod(x_shape) < 200 else ((500, 500), 50)
+        hidden_dims, z_dim = ((256, 256), 3) if np.prod(x_shape) < 200 else ((500, 500), 50)
         networks = {}
         if _is_large(x_shape):
             hidden_dims = (128,)
@@ -302,13 +311,13 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return networks | {
             "hidden_dims": hidden_dims if self.hidden_dims is None else as_shape(self.hidden_dims),
             "z_dim": int(self.z_dim or z_dim),
-            "decoder": DECODERS[self.likelihood_],
+            "decoder": LIKELIHOODS[self.likelihood_][0],
         }
 
     def _batches(self, kind, x, *others, seed):
         """Return batches of x, of which `EPOCHS` epochs make all updates."""
-        transform = binarize if self.likelihood_ == "Bernoulli" else as_is
-        least = 3000 if x.ndim == 4 and not _is_large(x.shape[1:]) else 1000
+        transform = LIKELIHOODS[self.likelihood_][1]
+        least = 2000 if x.ndim == 2 else 1000 if _is_large(x.shape[1:]) else 3000
         num_batches = -(-(self.updates or min(6000, max(least, 25 * len(x) // 200))) // EPOCHS)
         return kind(x, *others, torch.Generator(x.device).manual_seed(seed), transform, num_batches)
 
@@ -340,8 +349,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _fit_scaling(self, X):
         """Choose the likelihood; and by what rows are shifted and scaled for it."""
         self.likelihood_ = choose_likelihood(X) if self.likelihood == "auto" else self.likelihood
-        if self.likelihood_ not in DECODERS:
-            raise ValueError(f"likelihood = {self.likelihood!r} must be one of auto, {', '.join(DECODERS)}")
+        if self.likelihood_ not in LIKELIHOODS:
+            raise ValueError(f"likelihood = {self.likelihood!r} must be one of auto, {', '.join(LIKELIHOODS)}")
         if self.likelihood_ == "Gaussian":
             self.shift_, self.scale_ = column_scaling(X)
         else:
