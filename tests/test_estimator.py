@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("sklearn", minversion="1.6")
 
-from joblib import parallel_config
+from joblib import Parallel, delayed, parallel_config
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
@@ -32,7 +32,7 @@ from vae.recipes import M2Recipe, build_m2, train_m2
 from vae.rows import labeled_folds
 
 NAMES = np.array(["ant", "bee", "cat"])
-ASIDE = "ignore:unlabeled rows are not used"
+ASIDE = "ignore:the labels alone answer"
 
 
 def clusters(seed=0, num=240, num_labels=18):
@@ -135,6 +135,11 @@ def test_gray_images_have_a_channel_anywhere_or_none():
     assert np.array_equal(small().fit(images, y).predict_proba(images[..., None]), expected)
 
 
+def test_images_may_come_as_a_list():
+    images, y = pictures()
+    assert np.array_equal(probabilities([*images], y), probabilities(images, y))
+
+
 def test_colours_come_first_or_last():
     (images, y), shades = pictures(), np.array([1, 0.7, 0.2])
     first, last = images[:, None] * shades[:, None, None], images[..., None] * shades
@@ -169,6 +174,7 @@ def test_large_images_are_convolved():
     ("rows", "likelihood"),
     [
         (X > 1.5, "Bernoulli"),
+        (np.eye(60), "Bernoulli"),  # one column for each of many categories
         (255 * (X > 1.5), "Gaussian"),
         (X, "Gaussian"),
         (pictures()[0], "continuous Bernoulli"),
@@ -193,6 +199,15 @@ def test_a_column_of_one_value_or_none_of_its_scale_does_no_harm():
     wide = rows * [1, 1e6, 1, 1e-6, 1, 1] + [0, 0, 1e4, 0, 0, 0]
     of_either = [small(updates=100, likelihood="Gaussian").fit(x, few).predict(x) for x in (rows, wide)]
     assert (of_either[0] == of_either[1]).mean() > 0.95
+
+
+@pytest.mark.parametrize("shift", [1.7e9, 2_451_545])
+def test_a_column_of_times_is_scaled_too(shift):
+    """Seconds since 1970 and Julian days vary by less than a millionth of what they are."""
+    rows = X.copy()
+    rows[:, 0] = shift + X[:, 0] / 64
+    model = small().fit(rows, FEW)
+    assert model.scale_[0] == pytest.approx(X[:, 0].std() / 64, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["an amount of money", "a year"])
@@ -259,12 +274,21 @@ def test_the_order_of_classes_is_theirs_not_that_of_the_rows():
     np.testing.assert_allclose(model.m2_.label_prior.probs, [0.1, 0.2, 0.7], rtol=1e-6)
 
 
+def test_a_label_prior_in_pandas_goes_by_its_index(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    shares, y = pandas.Series([0.7, 0.1, 0.2], ["cat", "ant", "bee"]), some(NAMES, [None])
+    model = small(label_prior=shares).fit(X, y)
+    assert np.array_equal(model.predict_proba(X), probabilities(X, y, label_prior=[0.1, 0.2, 0.7]))
+    model.save(tmp_path / "classifier")
+    assert M2Classifier.load(tmp_path / "classifier").label_prior == [0.1, 0.2, 0.7]
+
+
 def test_every_row_may_have_its_label():
     model = small().fit(X, NAMES[Y])
     assert model.transduction_.tolist() == NAMES[Y].tolist()
 
 
-@pytest.mark.filterwarnings("ignore:unlabeled rows are not used")
+@pytest.mark.filterwarnings("ignore:the labels alone answer")
 def test_a_class_with_one_label_takes_part():
     y = np.where((FEW == 2) & (np.arange(60) > 2), -1, FEW)
     model = small(cv=3).fit(X, y)
@@ -288,9 +312,11 @@ NAN[3, 1], INFINITE[3, 1] = np.nan, -np.inf
         (X, np.full(60, -1), "y holds no label: give some rows of each class one"),
         (X, [None] * 60, "y holds no label"),
         (X, np.where(KNOWN, 1, -1), "y holds one class only, .*1.*: a classifier needs at least two"),
-        (X, some(NAMES, ["-1"], str), 'mixes text and numbers: .* not "-1"'),
+        (X, some(NAMES, ["-1"], str), "y holds the text '-1': where there is no label"),
+        (X, some(NAMES, [None], str), "y holds the text 'None'"),
+        (X, some(NAMES, [""], str), "y holds the text ''"),
         (X, some(np.array([0, "b", "c"], object), [None]), "y mixes text and numbers"),
-        (X, some(NAMES, [np.nan], str), 'not "-1" or "nan"'),
+        (X, some(NAMES, [np.nan], str), "y holds the text 'nan'"),
         (X, np.where(KNOWN, X[:, 0], np.nan), "Unknown label type: continuous"),
         (X, None, "requires y to be passed"),
         (X, np.eye(3)[Y], "y should be a 1d array"),
@@ -300,6 +326,7 @@ NAN[3, 1], INFINITE[3, 1] = np.nan, -np.inf
         (np.where(X > 0, "a", "b").astype(object), FEW, "X holds text .*OneHotEncoder"),
         (X[:0], FEW[:0], "0 sample"),
         (X[:, 0], FEW, "Expected 2D array"),
+        (np.zeros((60, 12, 14, 6)), FEW, r"X is \(60, 12, 14, 6\): images are .* C of 1, 3 or 4"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused_with_what_to_do(rows, y, complaint):
@@ -320,13 +347,24 @@ def test_a_sparse_matrix_is_refused():
         ({"likelihood": "Poisson"}, "'Poisson' must be one of auto, Bernoulli, continuous Bernoulli, Gaussian"),
         ({"updates": 0}, "updates = 0 must be a whole number of at least 1"),
         ({"z_dim": 2.5}, "z_dim = 2.5 must be"),
-        ({"point": "M3"}, "point = 'M3' must be one of labels alone, M2, halfway, M2"),
+        ({"point": "M3"}, "point = 'M3' must be one of 'labels alone', 'M2, halfway', 'M2'"),
         ({"label_prior": [0.5, 0.5]}, "label_prior must hold 3 probabilities above 0"),
+        ({"hidden_dims": ()}, r"hidden_dims = \(\) must hold widths of at least 1"),
+        ({"hidden_dims": (8, 2.5)}, "hidden_dims = .* must hold widths"),
     ],
 )
-def test_a_setting_that_is_none_is_refused(options, complaint):
+def test_a_setting_that_is_none_is_refused_before_anything_is_trained(options, complaint, monkeypatch):
+    monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("it trains"))
     with pytest.raises(ValueError, match=complaint):
-        small(**options).fit(X, FEW)
+        small(**{"cv": 2} | options).fit(X, FEW)
+
+
+def test_a_fit_that_fails_leaves_no_model_of_an_earlier_one():
+    model = small().fit(X, FEW)
+    with pytest.raises(ValueError, match="updates = 0"):
+        model.set_params(updates=0).fit(100 * X, FEW)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
 
 
 def test_new_rows_and_classes_must_be_those_that_it_was_fitted_to(fitted):
@@ -338,6 +376,8 @@ def test_new_rows_and_classes_must_be_those_that_it_was_fitted_to(fitted):
         fitted.predict(NAN)
     with pytest.raises(ValueError, match=r"label = 3 must be one of \[0, 1, 2\]"):
         fitted.sample(2, label=3)
+    with pytest.raises(ValueError, match=r"label = \[0, 1\] must be one of"):
+        fitted.sample(2, label=[0, 1])
     images, y = pictures()
     with pytest.raises(ValueError, match=r"\(1, 4, 6\), but those that it was fitted to \(1, 5, 6\)"):
         small().fit(images, y).predict(images[:, :4])
@@ -480,6 +520,15 @@ def test_it_prints_only_if_it_is_told_to(capsys):
     assert capsys.readouterr() == ("", "")
     small(verbose=True).fit(X, FEW)
     assert "unfrozen" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings(ASIDE)
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_two_fits_at_once_are_what_each_is_alone(backend):
+    with parallel_config(backend):
+        both = Parallel(2)(delayed(probabilities)(X, FEW, random_state=seed) for seed in range(2))
+    for seed in range(2):
+        assert np.array_equal(both[seed], probabilities(X, FEW, random_state=seed))
 
 
 @pytest.mark.filterwarnings(ASIDE)

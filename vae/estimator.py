@@ -26,6 +26,7 @@ from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, add_noise, as_is,
 from vae.evaluation import calibration_error, in_batches
 from vae.gaussian import ColumnGaussianDecoder
 from vae.marginalization import marginalize
+from vae.models import check_label_prior
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, as_shape
 from vae.objectives import unlabeled_elbo
 from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
@@ -47,7 +48,7 @@ LIKELIHOODS = {  # the decoder, and the transform of rows in training
 }
 EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
 STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
-ONE_AT_A_TIME = Lock()  # of the folds, where joblib takes threads: they share a random state
+FITS, FOLDS = Lock(), Lock()  # one at a time, where joblib takes threads: they share a random state
 LABELS, HALFWAY, LONG = "labels alone", "M2, halfway", "M2"
 
 
@@ -88,7 +89,8 @@ class _Measured:
 def choose_point(points):
     """Return the name of the point that answers, of {name: measurement} in their order, labels alone the first.
 
-    A later point of lower log loss takes the place of labels alone if fewer rows are wrong, and that of M2 if no more.
+    M2 replaces labels alone only with fewer errors and a lower log loss; of M2's points the longer replaces the shorter
+    with as few errors, too, if its log loss is lower.
     """
     chosen = LABELS
     for name, point in points.items():
@@ -105,19 +107,21 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     Parameters
     ----------
     likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
-        p(x|y, z). By default a Bernoulli for nearly binary images, and tables in [0, 1]; a continuous one for gray or
-        color images; for other tables a Gaussian with a scale for each column, of standardized rows with noise of 0.5.
+        p(x|y, z). By default a Bernoulli for images, and for tables in [0, 1], whose values are nearly all 0 or 1; a
+        continuous one for gray or color images; for other tables a Gaussian with a scale for each column, of
+        standardized rows with noise of 0.5.
     hidden_dims : tuple of int or None
         Widths of all networks; by default (500, 500), for rows of fewer than 200 values (256, 256), and (128,) after
         the convolutions that images of more than 32 × 32 values get.
     z_dim : int or None
         Latents that hold the style; by default 50, and 3 for rows of fewer than 200 values.
     label_prior : array-like of K probabilities or None
-        p(y), in the order of `classes_`; by default the smoothed frequency of the labels. Say the true shares where
-        the same number of each class was labeled.
+        p(y), in the order of `classes_`, or by the index of a pandas Series; by default the smoothed frequency of the
+        labels. Say the true shares where the same number of each class was labeled.
     updates : int or None
-        Of M1, and as many of M2; rounded up to a multiple of 20. By default 25 passes of the rows in batches of 200,
-        at most 6,000, and at least 2,000 for a table, 3,000 for images of up to 32 × 32 values, 1,000 for larger ones.
+        Of M2, and of M1 where it is trained, for images and by the guard; rounded up to a multiple of 20. By default 25
+        passes of the rows in batches of 200, at most 6,000, and at least 2,000 for a table, 3,000 for images of up to
+        32 × 32 values, 1,000 for larger ones.
     cv : int or None
         Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
         for no guard.
@@ -209,6 +213,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """
         if y is None:
             raise ValueError("M2Classifier requires y to be passed, but the target y is None")
+        vars(self).pop("m2_", None)  # an earlier fit's, which may not come to its end
         X = check_rows(self, X, reset=True)
         self.classes_, codes = encode_labels(y)
         check_consistent_length(X, codes)
@@ -216,7 +221,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         scaled = self._scaled(X)
         x, y = scaled.to(self.device, torch.get_default_dtype()), torch.from_numpy(codes).to(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.enable_grad(), _random_state_of_its_own(x):
+        with FITS, torch.enable_grad(), _random_state_of_its_own(x):
             self._fit(x, y, seed)
         most_probable = in_batches(self._probabilities, scaled).numpy().argmax(1)
         self.transduction_ = self.classes_[np.where(codes == NO_LABEL, most_probable, codes)]
@@ -226,12 +231,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Choose a point of the path by cross-validation, and train as far as there."""
         frozen = STAGES[0], (0, EPOCHS - 2, 0)  # the classifier stays as it is, while encoder and decoder learn
         stages = {LABELS: frozen, HALFWAY: STAGES[:2], LONG: STAGES}
-        if self.point not in stages:
-            raise ValueError(f"point = {self.point!r} must be one of {', '.join(stages)}")
-        for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, Integral) and value >= least):
-                raise ValueError(f"{name} = {value!r} must be a whole number of at least {least}, or None")
+        self._check_settings(stages)
         self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
         self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
         m1 = None
@@ -247,6 +247,28 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         self.history_ = [epoch for _, history in path for epoch in history]
         self.m2_ = path[-1][0].to("cpu", torch.float64)
         self._n_features_out = self.m2_.encoder.z_dim
+
+    def _check_settings(self, stages):
+        """Raise ValueError for what cannot be, before anything is trained."""
+        if self.point not in stages:
+            raise ValueError(f"point = {self.point!r} must be one of {', '.join(map(repr, stages))}")
+        for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and value >= least):
+                raise ValueError(f"{name} = {value!r} must be a whole number of at least {least}, or None")
+        widths = self.hidden_dims if isinstance(self.hidden_dims, (list, tuple)) else [self.hidden_dims]
+        if self.hidden_dims is not None and not all(isinstance(n, Integral) and n > 0 for n in widths or [None]):
+            raise ValueError(f"hidden_dims = {self.hidden_dims!r} must hold widths of at least 1, or be None")
+        if self.label_prior is not None:
+            self._prior()
+
+    def _prior(self):
+        """Return the `label_prior` that was given, in the order of `classes_`: (K,)."""
+        given = self.label_prior
+        given = given.reindex(self.classes_) if hasattr(given, "reindex") else given  # of pandas, by its index
+        prior = torch.tensor(np.asarray(given, dtype=float))
+        check_label_prior(prior, len(self.classes_))
+        return prior
 
     def _measure(self, x, y, seed):
         """Measure every point on held-out labels, choose one, report; return the M1 that it starts from, or None.
@@ -275,7 +297,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         harm = long.error - labels.error
         if self.chosen_ == LABELS and harm > 0:
             warnings.warn(
-                f"unlabeled rows are not used: M2 would have raised the error on held-out labels by {harm:.1f} points, "
+                f"the labels alone answer: M2 would have raised the error on held-out labels by {harm:.1f} points, "
                 f"from {labels.error:.1f} to {long.error:.1f} %",
                 stacklevel=4,
             )
@@ -294,7 +316,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         hidden = y.clone()
         hidden[rows] = NO_LABEL
         logits = []
-        with ONE_AT_A_TIME, _random_state_of_its_own(x):
+        with FOLDS, _random_state_of_its_own(x):
             path = self._path(x, hidden, start, seed, STAGES)
             for m2, _ in islice(path, num_points):
                 logits.append(in_batches(lambda rows, q=m2.classifier: q(rows).logits, x[rows]))
@@ -340,7 +362,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             len(self.classes_),
             **self._networks(x.shape[1:]),
             m1=m1,
-            label_prior=(counts + 1) / (counts + 1).sum() if self.label_prior is None else self.label_prior,
+            label_prior=(counts + 1) / (counts + 1).sum() if self.label_prior is None else self._prior(),
         ).to(x.device)
         for label, frozen, unfrozen in stages:
             recipe = M2Recipe(label_epochs=label, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
@@ -360,15 +382,15 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _scaled(self, X):
         """Return X (N, *x_shape_) as M2 models it, in float64; new pixels beyond the range of the old ones are cut."""
         x = torch.from_numpy((X - self.shift_) / self.scale_)
-        if self.likelihood_ == "Gaussian":
-            return x
-        check_range(X, self.shift_.flat[0], self.scale_.flat[0])
-        return x.clamp(0, 1)
+        return x if self.likelihood_ == "Gaussian" else x.clamp(0, 1)
 
     def _of_rows(self, function, X):
         """Return `function(rows)` of all scaled rows, an array (N, …)."""
         check_is_fitted(self, "m2_")
-        return in_batches(function, self._scaled(check_rows(self, X, reset=False))).numpy()
+        X = check_rows(self, X, reset=False)
+        if self.likelihood_ != "Gaussian":
+            check_range(X, self.shift_.flat[0], self.scale_.flat[0])
+        return in_batches(function, self._scaled(X)).numpy()
 
     def predict_proba(self, X):
         """Return q(y|x), its logits divided by `temperature_`, in the order of `classes_`: (N, K)."""
@@ -390,7 +412,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Return a lower bound on log p(x) of each row, in nats, up to a constant: low where a row is like no other.
 
         Of the scaled row, in the mean over ten draws of z, the same for all rows; gray pixels under a Bernoulli have
-        their expected value (see `vae.networks`). −∞ for what is too far away to compute.
+        their expected value (see `vae.networks`), and a Gaussian's density is that of rows with the noise of training.
+        −∞ for what is too far away to compute.
         """
         check_is_fitted(self, "m2_")
         noise = torch.from_numpy(np.random.RandomState(0).standard_normal((10, self.m2_.encoder.z_dim)))
@@ -411,11 +434,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def sample(self, num=1, label=None, *, mean=False):
         """Draw `num` rows of the class `label`, or of all classes by their prior: (num, *x_shape_), in X's units.
 
-        Images have their channels first. `mean` gives p(x|y, z)'s mean instead of a draw. An int as `random_state`
-        draws the same rows again.
+        Images have their channels first. `mean` gives p(x|y, z)'s mean instead of a draw, which for a Gaussian has the
+        noise of training. An int as `random_state` draws the same rows again.
         """
         check_is_fitted(self, "m2_")
-        if label is not None and label not in self.classes_:
+        if label is not None and (np.ndim(label) or label not in self.classes_):
             raise ValueError(f"label = {label!r} must be one of {self.classes_.tolist()}")
         number = None if label is None else int(np.flatnonzero(self.classes_ == label)[0])
         with torch.random.fork_rng(devices=[]):
@@ -432,7 +455,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         kept = {name: value for name, value in vars(self).items() if name != "m2_"} | {"device": str(self.device)}
         if not isinstance(self.random_state, Integral):
             kept["random_state"] = None  # a file keeps no generator
-        self.m2_.save(path, torch.float32, estimator=kept)  # as it was trained in
+        if self.label_prior is not None:
+            kept["label_prior"] = self._prior().tolist()
+        self.m2_.save(path, torch.float32, estimator=kept)  # in which it was trained, by PyTorch's default
 
     @classmethod
     def load(cls, path):

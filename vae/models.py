@@ -125,6 +125,12 @@ class VAE(_LatentVariableModel):
         return sample_or_mean(self.decoder(self.prior.sample((num,))), mean)
 
 
+def check_label_prior(probs, num_classes):
+    """Raise ValueError unless `probs`, a tensor, holds so many probabilities above 0; they need not sum to 1."""
+    if probs.shape != (num_classes,) or not ((probs > 0) & probs.isfinite()).all():
+        raise ValueError(f"label_prior must hold {num_classes} probabilities above 0, not {probs.tolist()}")
+
+
 class ConditionalVAE(_LatentVariableModel):
     """M2 for images with a label: p(y), p(z) = Normal(0, I), p(x|y, z) = `decoder`, q(z|x, y) = `encoder`.
 
@@ -136,8 +142,7 @@ class ConditionalVAE(_LatentVariableModel):
         super().__init__(encoder, decoder)
         uniform = torch.full((num_classes,), 1 / num_classes)
         probs = uniform if label_prior is None else torch.as_tensor(label_prior, dtype=uniform.dtype)
-        if probs.shape != uniform.shape or not ((probs > 0) & probs.isfinite()).all():
-            raise ValueError(f"label_prior must hold {num_classes} probabilities above 0, not {probs.tolist()}")
+        check_label_prior(probs, num_classes)
         self.num_classes = num_classes
         self.register_buffer("label_logits", (probs / probs.max()).log())
 

@@ -40,8 +40,10 @@ def encode_labels(y):
     labels = y[known].tolist()
     if not labels:
         raise ValueError("y holds no label: give some rows of each class one")
-    if len({isinstance(label, str) for label in labels}) == 2 or {"-1", "nan", "<NA>"} & set(labels):
-        raise ValueError('y mixes text and numbers: all labels text, and −1 or None, not "-1" or "nan", where none is')
+    if len({isinstance(label, str) for label in labels}) == 2:
+        raise ValueError("y mixes text and numbers: make all labels text, and −1 or None where there is none")
+    if missing := {"", "-1", "None", "NaN", "NaT", "nan", "<NA>"} & set(labels):
+        raise ValueError(f"y holds the text {missing.pop()!r}: where there is no label, it must be −1 or None itself")
     labels = np.array(labels)
     check_classification_targets(labels)
     classes, numbers = np.unique(labels, return_inverse=True)
@@ -60,6 +62,7 @@ def check_rows(estimator, X, reset):
     With `reset`, `estimator` learns their shape, and otherwise demands it, as scikit-learn's `validate_data` does.
     """
     X = X.detach().cpu().numpy() if torch.is_tensor(X) else X
+    X = np.stack(X) if isinstance(X, (list, tuple)) and len(X) and np.ndim(X[0]) > 1 else X
     if getattr(X, "ndim", 2) > 4:
         raise ValueError(f"X must be a table (N, D) or images of at most four dimensions, not {X.ndim}")
     if getattr(X, "ndim", 2) > 2:
@@ -67,6 +70,8 @@ def check_rows(estimator, X, reset):
         X = X[:, None] if X.ndim == 3 else X
         if X.shape[-1] in (1, 3, 4) and X.shape[1] not in (1, 3, 4):
             X = X.transpose(0, 3, 1, 2)
+        if X.shape[1] not in (1, 3, 4):
+            raise ValueError(f"X is {X.shape}: images are (N, H, W), (N, H, W, C) or (N, C, H, W), C of 1, 3 or 4")
         if reset:
             vars(estimator).pop("feature_names_in_", None)
             estimator.n_features_in_ = X[0].size
@@ -76,6 +81,8 @@ def check_rows(estimator, X, reset):
         except (ValueError, TypeError) as error:
             if "NAType" in str(error):
                 raise ValueError("X holds NA: in a Pipeline, put SimpleImputer before it") from error
+            if "be promoted" in str(error):
+                raise ValueError("X holds dates beside numbers: make numbers of them, such as days") from error
             if "could not convert" not in str(error):
                 raise
             raise ValueError(f"X holds text ({error}): in a Pipeline, put OneHotEncoder before it") from error
@@ -94,7 +101,8 @@ def choose_likelihood(X):
     low, high = pixel_range(X)
     pixels = (X - low) / (high - low)
     nearly_binary = (pixels > 0.9).mean() > 0.02 and ((pixels < 0.1) | (pixels > 0.9)).mean() > 0.8
-    if nearly_binary and (X.ndim > 2 or (low, high) == (0, 1)):
+    binary = np.isin(X, (0, 1)).all()
+    if (binary or nearly_binary) and (X.ndim > 2 or (low, high) == (0, 1)):
         return "Bernoulli"
     return "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
 
@@ -105,14 +113,17 @@ def pixel_range(X):
 
 
 def check_range(X, low, width):
-    """Raise ValueError if pixels X are on another scale than those in [low, low + width] that a model was fitted to."""
-    found = f"pixels lie in [{X.min():g}, {X.max():g}], but those that it was fitted to in [{low:g}, {low + width:g}]"
-    fractions_of_one = width > 100 and 0 < X.max() <= 1 and (X % 1).any()
-    if X.max() > low + 2 * width or X.min() < low - width or fractions_of_one:
-        raise ValueError(f"{found}: divide 8-bit images by 255, or multiply by it, as those were")
+    """Raise ValueError if X are on another scale than the pixels in [low, low + width] that a model was fitted to."""
+    fractions_of_one = width > 100 and X.min() >= 0 and 0 < X.max() <= 1 and (X % 1).any()
+    if not (X.max() > low + 2 * width or X.min() < low - width or fractions_of_one):
+        return
+    found = f"in [{X.min():g}, {X.max():g}], but those that it was fitted to in [{low:g}, {low + width:g}]"
+    if X.ndim == 2:
+        raise ValueError(f"values lie {found}: fit to such rows, too, or with likelihood='Gaussian'")
+    raise ValueError(f"pixels lie {found}: divide 8-bit images by 255, or multiply by it, as those were")
 
 
 def column_scaling(X):
     """Return mean and standard deviation of each column, 1 for the latter where a column is constant: (D,), (D,)."""
     mean, spread = X.mean(0), X.std(0)
-    return mean, np.where(spread > 1e-7 * np.abs(mean), spread, 1.0)
+    return mean, np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)
