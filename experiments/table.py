@@ -175,8 +175,17 @@ def own_markdown(cells):
     return rows(header, *lines)
 
 
+def own_values(cells):
+    """Return {name: text} of the error of M2Classifier in each cell, and of its labels alone."""
+    return {
+        f"own-{name}-{count}{end}": written(spread([result["test_errors"][method] for result in results]), 1)
+        for (name, count), results in cells.items()
+        for end, method in (("", own.GUARDED), ("-alone", own.LABELS))
+    }
+
+
 def own_summary(cells):
-    """Return each method's mean rank, and how often the guarded M2 does harm, and how often it helps most."""
+    """Return each method's mean rank, how often M2 does harm, guarded or not, and how often the guarded helps most."""
     means = {method: own.mean_errors(cells, method) for method in own.METHODS}
     ranks = rankdata([*means.values()], axis=0).mean(1).tolist()
     above = {
@@ -189,13 +198,22 @@ def own_summary(cells):
     by_cell = [dict(zip(means, errors, strict=True)) for errors in zip(*means.values(), strict=True)]
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     first = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
+    draws = [result for results in cells.values() for result in results]
+    more = {m: [d["test_errors"][m] - d["test_errors"][own.LABELS] for d in draws] for m in own.METHODS}
+    harmed, gained = ({m: sum(side * p > 1 for p in more[m]) for m in more} for side in (1, -1))
+    unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
     table = rows([f"{len(cells)} cells", *own.METHODS], ["mean rank, 1 the best", *(f"{rank:.1f}" for rank in ranks)])
     return f"""{table}
 
 - {own.GUARDED} is worse than {own.LABELS}, by more than one standard error of the difference, \
 in {len(worse)} of {len(above)} cells{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
-{own.TRAINING} in {len(first)} of {len(helped)} cells."""
+{own.TRAINING} in {len(first)} of {len(helped)} cells.
+- Of {len(draws)} draws, {own.UNGUARDED} errs more than a point more often than {own.LABELS} in \
+{harmed[own.UNGUARDED]}, at worst by {max(more[own.UNGUARDED]):.1f} points, and more than a point less often in \
+{gained[own.UNGUARDED]}; {own.GUARDED} more often in {harmed[own.GUARDED]}, at worst by \
+{max(more[own.GUARDED]):.1f}, less often in {gained[own.GUARDED]}.
+- The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
 
 def errors_against_labels(results):
@@ -241,7 +259,7 @@ def values():
     if len(both) == 2:
         tables["m1m2"] = m1m2_markdown(both)
     cells = own.read_results(OWN)
-    tables |= {"own": own_markdown(cells), "own-summary": own_summary(cells)}
+    tables |= {"own": own_markdown(cells), "own-summary": own_summary(cells)} | own_values(cells)
     errors = {f"{key}-{n}": written(e) for key, cells in results.items() for n, e in errors_by_count(cells).items()}
     story = read_results(RESULTS, STORY)
     curves = {key: f"{STORY[key].title} (`{key}`) | {errors_after(cells[100])}" for key, cells in story.items()}
