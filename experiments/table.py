@@ -209,10 +209,10 @@ def own_summary(cells):
 in {len(worse)} of {len(above)} cells{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
 {own.TRAINING} in {len(first)} of {len(helped)} cells.
-- Of {len(draws)} draws, {own.UNGUARDED} errs more than a point more often than {own.LABELS} in \
-{harmed[own.UNGUARDED]}, at worst by {max(more[own.UNGUARDED]):.1f} points, and more than a point less often in \
-{gained[own.UNGUARDED]}; {own.GUARDED} more often in {harmed[own.GUARDED]}, at worst by \
-{max(more[own.GUARDED]):.1f}, less often in {gained[own.GUARDED]}.
+- In {len(draws)} draws, M2 without the guard raises the error of {own.LABELS} by more than a point in \
+{harmed[own.UNGUARDED]}, at worst by {max(more[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
+{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(more[own.GUARDED]):.1f}, \
+and lowers it in {gained[own.GUARDED]}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
 
