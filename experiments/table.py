@@ -193,10 +193,8 @@ def own_summary(cells):
         for cell, results in cells.items()
         if len(results) > 1
     }
-    error = {cell: stdev(points) / len(points) ** 0.5 for cell, points in above.items()}
-    worse = [
-        cell for cell, points in above.items() if mean(points) > error[cell] + 1e-9
-    ]  # where equal, rounding decides
+    error = {cell: stdev(points) / len(points) ** 0.5 + 1e-9 for cell, points in above.items()}  # the mean may equal it
+    worse = [cell for cell, points in above.items() if mean(points) > error[cell]]
     names = f": {'; '.join(f'{name}, {count}' for name, count in worse)}" if worse else ""
     by_cell = [dict(zip(means, errors, strict=True)) for errors in zip(*means.values(), strict=True)]
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
