@@ -2,10 +2,9 @@
 
 A cell is a data set × labels a class × draw, of `experiments.own_data`. The estimator's settings for tables were chosen
 on digits and make-classification, draws 0 to 2, 1000 and 1001, those for images on MNIST, draw 1000; its rule after a
-look at draws 0 to 2 of tables, and 0 of images. scikit-learn's methods have
-its defaults, but for more iterations, and 7 nearest neighbors in label spreading; they get tables with columns
-standardized by the training rows, and images as they are, flat. Of the three whose probabilities are judged, the
-guarded M2 alone tempers its own.
+look at draws 0 to 2 of tables, and 0 of images. scikit-learn's methods have its defaults, but for more iterations, and
+7 nearest neighbors in label spreading; they get tables with columns standardized by the training rows, and images as
+they are, flat. Of the three whose probabilities are judged, the guarded M2 alone tempers its own.
 """
 
 import hashlib
@@ -26,7 +25,8 @@ from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 from sklearn.svm import SVC
 
 from experiments import SMOKE, UserError
-from experiments.own_data import CELLS, DATA, SPLITS, WHOLE, cell_of, draw
+from experiments.data import LOADERS, load_data
+from experiments.own_data import CELLS, DATA, SPLITS, WHOLE, cell_of, draw, source
 from experiments.runner import Job, load_result, missing_jobs, run_jobs, workers
 from vae.data import NO_LABEL
 from vae.estimator import HALFWAY, LABELS, LONG, M2Classifier
@@ -82,12 +82,12 @@ def measure(config, folder):
     """Return errors in %, CPU seconds and what the guard measured; of M2 and the labels alone, how sure they are."""
     x, x_test, y, y_test, few = draw(config)
     flat, flat_test = flattened(x, x_test)
-    ours, errors, seconds = m2_classifiers(config), {}, {}
+    known, ours, errors, seconds = few != NO_LABEL, m2_classifiers(config), {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the guard's, for one: the result says the same
         for name, model in (ours | scikit_learn(config.split)).items():
             rows, test_rows = (x, x_test) if name in ours else (flat, flat_test)
-            used = slice(None) if name in ours or name in SEMI_SUPERVISED else few != NO_LABEL
+            used = slice(None) if name in ours or name in SEMI_SUPERVISED else known
             start = time.process_time()
             model.fit(rows[used], few[used])
             seconds[name] = round(time.process_time() - start, 2)
@@ -107,7 +107,7 @@ def measure(config, folder):
         "num_test_rows": len(x_test),
         "num_columns": flat.shape[1],
         "num_classes": len(np.unique(y)),
-        "num_labeled": int((few != NO_LABEL).sum()),
+        "num_labeled": int(known.sum()),
         "cpu_minutes": round(sum(seconds.values()) / 60, 2),
         "data_checksum": checksum((x, x_test, y, y_test, few)),
     }, None
@@ -128,8 +128,8 @@ def run(names, splits, num_workers, scheduler, results, state):
         raise UserError(f"no data set is called {', '.join(unknown)}; there are {', '.join(DATA)}")
     cells = [cell for cell in CELLS if cell[0] in (names or DATA)]
     jobs = [job_of(cell_of(*cell, split)) for cell, split in product(cells, splits or SPLITS)]
-    for name in {job.config.data for job in missing_jobs(jobs, results)}:
-        DATA[name](0)  # no image is missing
+    for name in {source(job.config.data) for job in missing_jobs(jobs, results)} & LOADERS.keys():
+        load_data(name)
     with workers(num_workers, scheduler) as parallel:
         run_jobs(jobs, parallel, results, state)
 
@@ -157,7 +157,7 @@ def against_labels_alone(cells):
     colors = dict(zip([name for name in DATA if name not in WHOLE], COLORS, strict=True))
     for name in dict.fromkeys(name for name, _ in cells):
         of_data = {cell: results for cell, results in cells.items() if cell[0] == name}
-        color, shape = colors[name.removesuffix("-60000")], "s" if name in WHOLE else "o"
+        color, shape = colors[source(name)], "s" if name in WHOLE else "o"
         x, unguarded, guarded = (mean_errors(of_data, method) for method in (LABELS, UNGUARDED, GUARDED))
         axis.vlines(x, unguarded, guarded, color=color, linewidth=0.8, alpha=0.5)
         axis.plot(x, unguarded, shape, color=color, markerfacecolor="none", markersize=4.5, clip_on=False)

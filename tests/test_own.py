@@ -76,7 +76,7 @@ def test_a_cell_is_computed_once_and_has_a_number_for_each_method(tmp_path, caps
 
 def test_committed_results_are_of_todays_settings():
     for result in map(load_result, COMMITTED):
-        cell = Own(result["data"], result["labels_per_class"], result["split"])
+        cell = own_data.cell_of(result["data"], result["labels_per_class"], result["split"])
         assert result["settings"] == plain(cell) and own.job_of(cell).path == f"own/{result['name']}"
 
 

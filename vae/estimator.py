@@ -256,8 +256,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and value >= least):
                 raise ValueError(f"{name} = {value!r} must be a whole number of at least {least}, or None")
-        widths = self.hidden_dims if isinstance(self.hidden_dims, (list, tuple)) else [self.hidden_dims]
-        if self.hidden_dims is not None and not all(isinstance(n, Integral) and n > 0 for n in widths or [None]):
+        widths = [1] if self.hidden_dims is None else np.atleast_1d(np.array(self.hidden_dims, dtype=object))
+        if not len(widths) or not all(isinstance(n, Integral) and n > 0 for n in widths):
             raise ValueError(f"hidden_dims = {self.hidden_dims!r} must hold widths of at least 1, or be None")
         if self.label_prior is not None:
             self._prior()
