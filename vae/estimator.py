@@ -25,10 +25,8 @@ from vae.conv import ConvNet, DeconvNet
 from vae.data import NO_LABEL, Batches, SemiSupervisedBatches, add_noise, as_is, binarize
 from vae.evaluation import calibration_error, in_batches
 from vae.gaussian import ColumnGaussianDecoder
-from vae.marginalization import marginalize
 from vae.models import check_label_prior
 from vae.networks import BernoulliDecoder, ContinuousBernoulliDecoder, as_shape
-from vae.objectives import unlabeled_elbo
 from vae.recipes import M1Recipe, M2Recipe, build_m1, build_m2, train_m1, train_m2
 from vae.rows import (
     check_range,
@@ -420,14 +418,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
         def bound(x):
             """Return the mean bound of scaled rows x (B, *x_shape_): (B,)."""
-            label_posterior = self.m2_.label_posterior(x)
-            draws = [
-                marginalize(lambda y, n=n: self.m2_.elbo_given_noise(x, y, n.expand(len(x), -1)), label_posterior)
-                for n in noise
-            ]
-            return unlabeled_elbo(torch.stack(draws).mean(0), label_posterior).nan_to_num(
-                nan=-torch.inf, neginf=-torch.inf
-            )
+            draws = [self.m2_.unlabeled_elbo(x, noise=n.expand(len(x), -1)) for n in noise]
+            return torch.stack(draws).mean(0).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
         return self._of_rows(bound, X)
 

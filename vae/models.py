@@ -203,13 +203,15 @@ class SemiSupervisedVAE(ConditionalVAE):
         check_batch(x, self)
         return self.classifier(x)
 
-    def unlabeled_elbo(self, x, marginalize=marginalize):
+    def unlabeled_elbo(self, x, marginalize=marginalize, noise=None):
         """Return −U(x), summing over labels by `marginalize`: (B, *X) -> (B,).
 
-        The K labels of one image share their noise: unbiased, and what differs between labels is then the label alone.
+        The K labels of one image share their noise, drawn unless it is given, (B, Z): unbiased, and what differs
+        between labels is then the label alone.
         """
         check_batch(x, self)
-        noise, label_posterior = self.noise(x), self.classifier(x)
+        noise = self.noise(x) if noise is None else noise
+        label_posterior = self.classifier(x)
         expected = marginalize(lambda y: self.elbo_given_noise(x, y, noise), label_posterior)
         return objectives.unlabeled_elbo(expected, label_posterior)
 
