@@ -11,7 +11,7 @@ from experiments import SMOKE, UserError
 from experiments.data import load_data
 from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, Task
 from experiments.runner import Job, digest, load_result, missing_jobs, on_this_machine, run_jobs, workers
-from vae.data import binarize, hide_labels
+from vae.data import hide_labels
 from vae.evaluation import active_latents, error_rate, evaluate_mean
 from vae.stacked import StackedSemiSupervisedVAE
 
@@ -40,7 +40,6 @@ def compare(data_name, method, num_labeled, split, config, m1, folder):
     start = time.process_time()
     classify, history, model = config.train(task, watch)
     seconds = sum(epoch["cpu_seconds"] for epoch in history) if history else time.process_time() - start
-    has_bounds = hasattr(model, "unlabeled_elbo")
     return {
         "data": data_name,
         "method": method,
@@ -51,9 +50,7 @@ def compare(data_name, method, num_labeled, split, config, m1, folder):
         "epochs": len(history),
         "updates": sum(epoch["updates"] for epoch in history),
         "cpu_minutes": round(seconds / 60, 2),
-        "valid_bound": _mean_bound(model.unlabeled_elbo, data_set) if has_bounds else None,
-        "valid_error_by_bound": _error_by_bound(model, data_set) if has_bounds else None,
-        "m1_valid_elbo": _mean_bound(m1.elbo, data_set) if m1 else None,
+        "valid_error_by_bound": _error_by_bound(model, data_set) if hasattr(model, "unlabeled_elbo") else None,
         "m1_active_latents": len(active_latents(m1, data_set.valid_images)) if m1 else None,
         "curve": [round(epoch["valid_error"], 2) for epoch in history],
         "kl_of_style": [round(epoch["kl_of_style"], 2) for epoch in history if "kl_of_style" in epoch],
@@ -72,12 +69,6 @@ def _kl_of_style(m1m2, images):
         return kl_divergence(m2.encoder(z1, m2.classify(z1)), m2.prior)
 
     return evaluate_mean(divergence, m1m2.features(images).chunk(2, dim=1)[0])
-
-
-def _mean_bound(bound, data_set):
-    """Return the mean over binarized validation images of a bound on log p(x); it needs no label."""
-    x = binarize(data_set.valid_images, torch.Generator(data_set.valid_images.device).manual_seed(0))
-    return round(evaluate_mean(bound, x), 2)
 
 
 def _error_by_bound(model, data_set):
