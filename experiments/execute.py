@@ -9,8 +9,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
+from experiments import UserError
 from experiments.notebook import Workspace
-from experiments.runner import UserError
 from vae.checkpoint import atomic_path
 
 

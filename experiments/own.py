@@ -36,20 +36,21 @@ from vae.plotting import COLORS, WIDTH
 SPREADING, TRAINING = "label spreading", "self-training"
 POINTS = (LABELS, HALFWAY, LONG)  # of which the guard chooses one
 UNGUARDED, GUARDED = "M2, unguarded", "M2Classifier"
-METHODS = (LABELS, "logistic regression", "SVC", "random forest", SPREADING, TRAINING, UNGUARDED, GUARDED)
-SEMI_SUPERVISED = METHODS[4:]
+SEMI_SUPERVISED = (SPREADING, TRAINING, UNGUARDED, GUARDED)
 
 
 def scikit_learn(split):
     """Return scikit-learn's methods by name. Self-training is logistic regression's."""
-    methods = (
-        LogisticRegression(max_iter=10_000),
-        SVC(),
-        RandomForestClassifier(random_state=split),
-        LabelSpreading(kernel="knn", n_neighbors=7, max_iter=100),
-        SelfTrainingClassifier(LogisticRegression(max_iter=10_000)),
-    )
-    return dict(zip(METHODS[1:6], methods, strict=True))
+    return {
+        "logistic regression": LogisticRegression(max_iter=10_000),
+        "SVC": SVC(),
+        "random forest": RandomForestClassifier(random_state=split),
+        SPREADING: LabelSpreading(kernel="knn", n_neighbors=7, max_iter=100),
+        TRAINING: SelfTrainingClassifier(LogisticRegression(max_iter=10_000)),
+    }
+
+
+METHODS = (LABELS, *scikit_learn(0), UNGUARDED, GUARDED)
 
 
 def checksum(arrays):

@@ -11,9 +11,9 @@ from statistics import mean, stdev
 import matplotlib.pyplot as plt
 from scipy.stats import rankdata
 
-from experiments import m1, own
+from experiments import UserError, m1, own
 from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, STORY
-from experiments.runner import UserError, write_figure
+from experiments.runner import write_figure
 from experiments.ssl import read_results
 from vae.checkpoint import atomic_path
 from vae.plotting import COLORS, WIDTH
@@ -184,15 +184,16 @@ def own_values(cells):
     }
 
 
+def points_over_labels(results, method):
+    """Return how many points a method errs more than the labels alone, in each of `results`."""
+    return [result["test_errors"][method] - result["test_errors"][own.LABELS] for result in results]
+
+
 def own_summary(cells):
     """Return each method's mean rank, how often M2 does harm, guarded or not, and how often the guarded helps most."""
     means = {method: own.mean_errors(cells, method) for method in own.METHODS}
     ranks = rankdata([*means.values()], axis=0).mean(1).tolist()
-    above = {
-        cell: [result["test_errors"][own.GUARDED] - result["test_errors"][own.LABELS] for result in results]
-        for cell, results in cells.items()
-        if len(results) > 1
-    }
+    above = {cell: points_over_labels(results, own.GUARDED) for cell, results in cells.items() if len(results) > 1}
     error = {cell: stdev(points) / len(points) ** 0.5 + 1e-9 for cell, points in above.items()}  # the mean may equal it
     worse = [cell for cell, points in above.items() if mean(points) > error[cell]]
     names = f": {'; '.join(f'{name}, {count}' for name, count in worse)}" if worse else ""
@@ -200,8 +201,9 @@ def own_summary(cells):
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     first = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
     draws = [result for results in cells.values() for result in results]
-    more = {m: [d["test_errors"][m] - d["test_errors"][own.LABELS] for d in draws] for m in own.METHODS}
-    harmed, gained = ({m: sum(side * p > 1 for p in more[m]) for m in more} for side in (1, -1))
+    points = {method: points_over_labels(draws, method) for method in (own.UNGUARDED, own.GUARDED)}
+    harmed = {method: sum(p > 1 for p in of_draws) for method, of_draws in points.items()}
+    gained = {method: sum(p < -1 for p in of_draws) for method, of_draws in points.items()}
     unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
     table = rows([f"{len(cells)} cells", *own.METHODS], ["mean rank, 1 the best", *(f"{rank:.1f}" for rank in ranks)])
     return f"""{table}
@@ -211,8 +213,8 @@ in {len(worse)} of {len(above)} cells{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
 {own.TRAINING} in {len(first)} of {len(helped)} cells.
 - In {len(draws)} draws, M2 without the guard raises the error of {own.LABELS} by more than a point in \
-{harmed[own.UNGUARDED]}, at worst by {max(more[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
-{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(more[own.GUARDED]):.1f}, \
+{harmed[own.UNGUARDED]}, at worst by {max(points[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
+{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(points[own.GUARDED]):.1f}, \
 and lowers it in {gained[own.GUARDED]}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-from experiments import m1
+from experiments import UserError, m1
 from experiments.m1 import RUNS, jobs, read_results
-from experiments.runner import MODEL, UserError, load_result, plain, run_job, shortened
+from experiments.runner import MODEL, load_result, plain, run_job, shortened
 from vae import recipes
 from vae.evaluation import active_latents
 from vae.saving import load
@@ -44,7 +44,9 @@ def test_a_run_says_how_good_its_model_is_and_keeps_it(run, name, stripes, tmp_p
     assert abs(valid - test) < 0.2 * abs(test) + 0.5
     assert abs(result["test_elbo"] - test) < 0.05 * abs(test) + 0.5  # another draw of the latents
     assert result["test_log_likelihood"] > test - 5 * result["standard_error"]
-    assert not toy or abs(result["truth"] + 2.79) < 0.05 > result["test_log_likelihood"] - result["truth"]
+    if toy:
+        assert abs(result["truth"] + 2.79) < 0.05
+        assert result["test_log_likelihood"] < result["truth"] + 0.05
     _, _, test_rows, _ = m1._data(config)
     assert len(active_latents(load(folder / MODEL), test_rows)) == result["active_latents"]
     assert {path.name for path in folder.iterdir()} == {MODEL, "log"}
@@ -56,8 +58,9 @@ def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes)
     add_data(replace(stripes, name="mnist", test_images=stripes.test_images * 0, **white))
     result = run("latents-3", epochs=20)
     loss, valid, test = result["curve"][-1]
-    assert valid > -loss - 2 > test + 10
-    assert result["test_elbo"] < valid - 10 > result["test_log_likelihood"]
+    assert valid > -loss - 2
+    for of_black in (test + 8, result["test_elbo"], result["test_log_likelihood"]):
+        assert of_black < valid - 10
 
 
 def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_path):

@@ -7,9 +7,8 @@ import nbformat
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments import execute, notebook
+from experiments import UserError, execute, notebook
 from experiments.notebook import Workspace
-from experiments.runner import UserError
 from vae.plotting import curves
 
 

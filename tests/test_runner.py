@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from experiments import runner
-from experiments.runner import MODEL, Job, UserError, load_result, run_job
+from experiments import UserError, runner
+from experiments.runner import MODEL, Job, load_result, run_job
 from experiments.ssl import read_results
 from vae.checkpoint import load_state
 from vae.data import Batches

@@ -167,9 +167,10 @@ class Run:
             found = f"{path} is of another run: {reasons}"
             if strict:
                 raise OtherRunError(f"{found}; delete it to start over")
-            free = next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
-            path.rename(free)
-            print(f"{self.name}: training anew, for {found}; it is kept as {free}", flush=True)
+            numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+            kept = next(candidate for candidate in numbered if not candidate.exists())
+            path.rename(kept)
+            print(f"{self.name}: training anew, for {found}; it is kept as {kept}", flush=True)
             return []
         self.restore(state)
         return state["history"]

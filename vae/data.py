@@ -99,8 +99,9 @@ def hide_labels(y, num_labeled, generator):
             f"and at most the {counts.sum()} rows that have a label"
         )
     sizes = torch.zeros_like(counts)
-    while missing := num_labeled - int(sizes.sum()):  # in each round every class that has another label keeps one more
-        sizes[(sizes < counts).nonzero()[:missing, 0]] += 1
+    while (missing := num_labeled - int(sizes.sum())) > 0:
+        can_keep_one_more = (sizes < counts).nonzero().flatten()
+        sizes[can_keep_one_more[:missing]] += 1
     order = torch.randperm(len(y), generator=generator, device=y.device)
     left = torch.full_like(y, NO_LABEL)
     for k, size in enumerate(sizes.tolist()):

@@ -199,10 +199,12 @@ def _check_file(model, architecture, tensors):
         raise TypeError(f"a file cannot make {type(model)!r} again ({error}): {advice}") from error
     if difference := _difference(model, loaded):
         raise TypeError(f"{difference}: put that back, or make the model anew with it")
-    storages = {}
+    names = {}
     for name, tensor in model.state_dict().items():
-        if (first := storages.setdefault(tensor.data_ptr() or name, name)) != name:
-            raise TypeError(f"{first} and {name} are one tensor, which no file can say: give each its own")
+        address = tensor.data_ptr() or name  # an empty tensor has none
+        if address in names:
+            raise TypeError(f"{names[address]} and {name} are one tensor, which no file can say: give each its own")
+        names[address] = name
     try:
         loaded.load_state_dict(tensors)
     except RuntimeError as error:
