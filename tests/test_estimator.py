@@ -157,6 +157,15 @@ def test_eight_bit_images_are_refused_where_those_in_0_to_1_were_learned():
         small().fit(images, y).predict((255 * images).astype(np.uint8))
 
 
+def test_gray_images_are_sampled_in_gray():
+    images, y = pictures()
+    model = small().fit(images, y)
+    samples = model.sample(20)
+    assert samples.min() > 0 and samples.max() < 1  # a draw is black or white
+    assert np.array_equal(samples, model.sample(20, mean=True))
+    assert set(np.unique(small().fit(images > 0.4, y).sample(20))) == {0, 1}
+
+
 def test_large_images_are_convolved():
     images, y = pictures(num=60, height=36, width=40)
     model = small().fit(images, y)
@@ -172,7 +181,7 @@ def test_large_images_are_convolved():
         (np.eye(60), "Bernoulli"),  # one column for each of many categories
         (255 * (X > 1.5), "Gaussian"),
         (X, "Gaussian"),
-        (pictures()[0], "continuous Bernoulli"),
+        (pictures()[0], "gray Bernoulli"),
         (pictures()[0] > 0.4, "Bernoulli"),
     ],
 )
@@ -335,7 +344,7 @@ def test_missing_values_and_dates_of_pandas_are_refused_with_what_to_do():
     ("options", "complaint"),
     [
         ({"cv": 1}, "cv = 1 must be a whole number of at least 2"),
-        ({"likelihood": "Poisson"}, "'Poisson' must be one of auto, Bernoulli, continuous Bernoulli, Gaussian"),
+        ({"likelihood": "Poisson"}, "'Poisson' must be one of auto, Bernoulli, gray Bernoulli"),
         ({"updates": 0}, "updates = 0 must be a whole number of at least 1"),
         ({"z_dim": 2.5}, "z_dim = 2.5 must be"),
         ({"point": "M3"}, "point = 'M3' must be one of 'labels alone', 'M2, halfway', 'M2'"),
@@ -587,7 +596,7 @@ def test_a_score_is_the_rows_own(fitted):
     np.testing.assert_allclose(fitted.score_samples(X[5:6]), scores[5:6], rtol=1e-9)
 
 
-@pytest.mark.parametrize("likelihood", ["Gaussian", "Bernoulli", "continuous Bernoulli"])
+@pytest.mark.parametrize("likelihood", estimator.LIKELIHOODS)
 def test_scores_are_the_models_bound_in_the_mean(likelihood):
     """Rows are as the model has them: standardized, or in [0, 1]."""
     rows = (X - X.mean(0)) / X.std(0)

@@ -41,6 +41,7 @@ from vae.saving import load
 
 LIKELIHOODS = {  # the decoder, and the transform of rows in training
     "Bernoulli": (BernoulliDecoder, binarize),
+    "gray Bernoulli": (BernoulliDecoder, as_is),
     "continuous Bernoulli": (ContinuousBernoulliDecoder, as_is),
     "Gaussian": (ColumnGaussianDecoder, add_noise),
 }
@@ -104,10 +105,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     Parameters
     ----------
-    likelihood : {"auto", "Bernoulli", "continuous Bernoulli", "Gaussian"}
-        p(x|y, z). By default a Bernoulli for images, and for tables in [0, 1], whose values are nearly all 0 or 1; a
-        continuous one for gray or color images; for other tables a Gaussian with a scale for each column, of
-        standardized rows with noise of 0.5.
+    likelihood : {"auto", "Bernoulli", "gray Bernoulli", "continuous Bernoulli", "Gaussian"}
+        p(x|y, z). By default a Bernoulli for images, and for tables in [0, 1], whose values are nearly all 0 or 1: they
+        are drawn anew for each batch. For gray or color images a Bernoulli too, but of the values as they are, which
+        is no density; a continuous one is. For other tables a Gaussian with a scale for each column, of standardized
+        rows with noise of 0.5.
     hidden_dims : tuple of int or None
         Widths of all networks; by default (500, 500), for rows of fewer than 200 values (256, 256), and (128,) after
         the convolutions that images of more than 32 × 32 values get.
@@ -426,8 +428,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def sample(self, num=1, label=None, *, mean=False):
         """Draw `num` rows of the class `label`, or of all classes by their prior: (num, *x_shape_), in X's units.
 
-        Images have their channels first. `mean` gives p(x|y, z)'s mean instead of a draw, which for a Gaussian has the
-        noise of training. An int as `random_state` draws the same rows again.
+        Images have their channels first. `mean` gives p(x|y, z)'s mean instead of a draw; a Gaussian's draw has the
+        noise of training. A gray Bernoulli gives the mean in any case, for its draws would be black or white. An int as
+        `random_state` draws the same rows again.
         """
         check_is_fitted(self, "m2_")
         if label is not None and (np.ndim(label) or label not in self.classes_):
@@ -435,7 +438,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         number = None if label is None else int(np.flatnonzero(self.classes_ == label)[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
-            rows = self.m2_.sample(num, number, mean=mean)
+            rows = self.m2_.sample(num, number, mean=mean or self.likelihood_ == "gray Bernoulli")
         return rows.numpy() * self.scale_ + self.shift_
 
     def save(self, path):

@@ -97,14 +97,14 @@ def check_rows(estimator, X, reset):
 
 
 def choose_likelihood(X):
-    """Return the likelihood that suits rows X: "Gaussian" for a table, and for pixels, or 0 and 1, a Bernoulli."""
+    """Return the likelihood that suits rows X: "Gaussian" for a table, and for images, or 0 and 1, a Bernoulli."""
     low, high = pixel_range(X)
     pixels = (X - low) / (high - low)
     nearly_binary = (pixels > 0.9).mean() > 0.02 and ((pixels < 0.1) | (pixels > 0.9)).mean() > 0.8
     binary = np.isin(X, (0, 1)).all()
     if (binary or nearly_binary) and (X.ndim > 2 or (low, high) == (0, 1)):
         return "Bernoulli"
-    return "continuous Bernoulli" if X.ndim > 2 else "Gaussian"
+    return "gray Bernoulli" if X.ndim > 2 else "Gaussian"
 
 
 def pixel_range(X):
