@@ -344,7 +344,10 @@ def test_missing_values_and_dates_of_pandas_are_refused_with_what_to_do():
     ("options", "complaint"),
     [
         ({"cv": 1}, "cv = 1 must be a whole number of at least 2"),
-        ({"likelihood": "Poisson"}, "'Poisson' must be one of auto, Bernoulli, gray Bernoulli"),
+        (
+            {"likelihood": "Poisson"},
+            "'Poisson' must be one of auto, Bernoulli, gray Bernoulli, continuous Bernoulli, Gaussian",
+        ),
         ({"updates": 0}, "updates = 0 must be a whole number of at least 1"),
         ({"z_dim": 2.5}, "z_dim = 2.5 must be"),
         ({"point": "M3"}, "point = 'M3' must be one of 'labels alone', 'M2, halfway', 'M2'"),

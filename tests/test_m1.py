@@ -59,8 +59,9 @@ def test_its_bounds_are_of_validation_and_of_test_images(run, add_data, stripes)
     result = run("latents-3", epochs=20)
     loss, valid, test = result["curve"][-1]
     assert valid > -loss - 2
-    for of_black in (test + 8, result["test_elbo"], result["test_log_likelihood"]):
-        assert of_black < valid - 10
+    assert test < -loss - 12
+    assert result["test_elbo"] < valid - 10
+    assert result["test_log_likelihood"] < valid - 10
 
 
 def test_a_run_can_go_on_from_another_before_and_after_that_one_is_run(run, tmp_path):
