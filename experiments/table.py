@@ -201,9 +201,9 @@ def own_summary(cells):
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     first = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
     draws = [result for results in cells.values() for result in results]
-    points = {method: points_over_labels(draws, method) for method in (own.UNGUARDED, own.GUARDED)}
-    harmed = {method: sum(p > 1 for p in of_draws) for method, of_draws in points.items()}
-    gained = {method: sum(p < -1 for p in of_draws) for method, of_draws in points.items()}
+    of_m2 = {method: points_over_labels(draws, method) for method in (own.UNGUARDED, own.GUARDED)}
+    harmed = {method: sum(point > 1 for point in points) for method, points in of_m2.items()}
+    gained = {method: sum(point < -1 for point in points) for method, points in of_m2.items()}
     unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
     table = rows([f"{len(cells)} cells", *own.METHODS], ["mean rank, 1 the best", *(f"{rank:.1f}" for rank in ranks)])
     return f"""{table}
@@ -213,8 +213,8 @@ in {len(worse)} of {len(above)} cells{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
 {own.TRAINING} in {len(first)} of {len(helped)} cells.
 - In {len(draws)} draws, M2 without the guard raises the error of {own.LABELS} by more than a point in \
-{harmed[own.UNGUARDED]}, at worst by {max(points[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
-{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(points[own.GUARDED]):.1f}, \
+{harmed[own.UNGUARDED]}, at worst by {max(of_m2[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
+{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(of_m2[own.GUARDED]):.1f}, \
 and lowers it in {gained[own.GUARDED]}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
