@@ -169,7 +169,7 @@ def own_markdown(cells):
         errors = [written(spread([result["test_errors"][method] for result in results]), 1) for method in own.METHODS]
         counts = Counter(result["chosen"] for result in results)
         times = max(counts.values())
-        chosen = " or ".join(point for point in own.POINTS if counts[point] == times)
+        chosen = " or ".join(sorted(name for name in counts if counts[name] == times))
         lines.append([f"{name}, {count}", *errors, f"{chosen} ({times} of {len(results)})"])
     header = ["test error (%); data, labels a class", *own.METHODS, "the guard's commonest choice (draws)"]
     return rows(header, *lines)

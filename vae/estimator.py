@@ -1,15 +1,13 @@
 """M2 as a scikit-learn classifier for your own rows; it steps aside where the few labels say that M2 does harm.
 
 Rows without a label help where the classes are what varies most in the data, and do harm elsewhere. Nobody knows
-before, so training is a path of points: labels alone, M2 for a little, M2 for longer. Cross-validation on the labeled
-rows measures every point, and a later one answers only if it proves better. scikit-learn and joblib come with the extra
-`estimator`.
+before, so cross-validation on the labeled rows measures both a classifier of the labels alone and M2, which answers
+only if it proves better. scikit-learn and joblib come with the extra `estimator`.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from numbers import Integral
 from threading import Lock
 
@@ -45,10 +43,13 @@ LIKELIHOODS = {  # the decoder, and the transform of rows in training
     "continuous Bernoulli": (ContinuousBernoulliDecoder, as_is),
     "Gaussian": (ColumnGaussianDecoder, add_noise),
 }
-EPOCHS = 20  # in which the updates are made; (label, frozen, unfrozen) epochs that lead from each point to the next:
-STAGES = ((2, 0, 0), (0, 3, 5), (0, 0, 10))
+EPOCHS = 20  # in which the updates are made
+LABELS, M2 = "labels alone", "M2"
+RECIPES = {  # of labels alone, encoder and decoder learn all the same, beside a classifier that stays as it is
+    LABELS: M2Recipe(label_epochs=2, frozen_epochs=EPOCHS - 2, unfrozen_epochs=0),
+    M2: M2Recipe(label_epochs=2, frozen_epochs=3, unfrozen_epochs=EPOCHS - 5),
+}
 FITS, FOLDS = Lock(), Lock()  # one at a time, where joblib takes threads: they share a random state
-LABELS, HALFWAY, LONG = "labels alone", "M2, halfway", "M2"
 
 
 def _random_state_of_its_own(x):
@@ -61,43 +62,16 @@ def _is_large(x_shape):
     return len(x_shape) == 3 and np.prod(x_shape) > 32 * 32
 
 
-@dataclass
-class _Measured:
-    """What one point of the path makes of the held-out rows, its probabilities tempered as suits them best."""
-
-    error: float  # in %
-    log_loss: float  # in nats, the mean
-    calibration_error: float  # in %, between the most probable class's probability and how often it is right
-    temperature: float  # which its logits are divided by: above 1 where they are too sure
-    losses: torch.Tensor  # (n,), a row's each
-
-    def told(self):
-        """Return all numbers but those of single rows."""
-        return {name: value for name, value in vars(self).items() if name != "losses"}
-
-    @classmethod
-    def of(cls, logits, y):
-        """Return the measurement of logits (n, K) beside the classes y (n,)."""
-        losses = {t: cross_entropy(logits / t, y, reduction="none") for t in np.geomspace(0.5, 30, 41).tolist()}
-        temperature = min(losses, key=lambda t: losses[t].mean())
-        error, tempered = 100 * (logits.argmax(1) != y).double().mean().item(), losses[temperature]
-        calibration = calibration_error((logits / temperature).softmax(1), y)
-        return cls(error, tempered.mean().item(), calibration, temperature, tempered)
-
-
-def choose_point(points):
-    """Return the name of the point that answers, of {name: measurement} in their order, labels alone the first.
-
-    M2 replaces labels alone only with fewer errors and a lower log loss; of M2's points the longer replaces the shorter
-    with as few errors, too, if its log loss is lower.
-    """
-    chosen = LABELS
-    for name, point in points.items():
-        best = points[chosen]
-        right = point.error < best.error if chosen == LABELS else point.error <= best.error
-        if right and point.log_loss < best.log_loss:
-            chosen = name
-    return chosen
+def _measured(logits, y):
+    """Return what logits (n, K) make of the classes y (n,), for `cv_results_`, at the temperature of least loss."""
+    log_losses = {t: cross_entropy(logits / t, y).item() for t in np.geomspace(0.5, 30, 41).tolist()}
+    temperature = min(log_losses, key=log_losses.get)
+    return {
+        "error": 100 * (logits.argmax(1) != y).double().mean().item(),
+        "log_loss": log_losses[temperature],
+        "calibration_error": calibration_error((logits / temperature).softmax(1), y),
+        "temperature": temperature,
+    }
 
 
 class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -119,13 +93,13 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         p(y), in the order of `classes_`, or by the index of a pandas Series; by default the smoothed frequency of the
         labels. Say the true shares where the same number of each class was labeled.
     updates : int or None
-        Of M2, and of M1 where it is trained, for images and by the guard; rounded up to a multiple of 20. By default 25
+        Of M2, and of the M1 that it starts from where rows are images; rounded up to a multiple of 20. By default 25
         passes of the rows in batches of 200, at most 6,000, and at least 2,000 for a table, 3,000 for images of up to
         32 × 32 values, 1,000 for larger ones.
     cv : int or None
-        Folds in which the guard measures M2 on held-out labels; 3 make training three to five times as long. None
-        for no guard.
-    point : {"labels alone", "M2, halfway", "M2"}
+        Folds in which the guard measures M2 on held-out labels; 3 make training up to four times as long. None for no
+        guard.
+    point : {"labels alone", "M2"}
         What answers if `cv` is None.
     n_jobs : int or None
         How many folds joblib trains at once, in processes; in threads, one after another.
@@ -145,11 +119,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     report_ : str
         What labels alone, and M2, get wrong on held-out labeled rows, and which of them answers.
     cv_results_ : dict
-        The same in numbers, for each point: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
+        The same in numbers, for both: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
     chosen_ : str
-        The point that answers: "labels alone", "M2, halfway" or "M2".
+        What answers: "labels alone" or "M2".
     temperature_ : float
-        The chosen point's, which suits the held-out labels best; 1 where none are held out.
+        That of what answers, which suits the held-out labels best; 1 where none are held out.
     likelihood_ : str
         The one that was taken.
     x_shape_ : tuple
@@ -228,30 +202,25 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return self
 
     def _fit(self, x, y, seed):
-        """Choose a point of the path by cross-validation, and train as far as there."""
-        frozen = STAGES[0], (0, EPOCHS - 2, 0)  # the classifier stays as it is, while encoder and decoder learn
-        stages = {LABELS: frozen, HALFWAY: STAGES[:2], LONG: STAGES}
-        self._check_settings(stages)
-        self.chosen_, self.cv_results_, self.temperature_ = self.point, {}, 1.0
+        """Choose between labels alone and M2 by cross-validation, and train."""
+        self._check_settings()
+        self.chosen_, self.cv_results_, self.temperature_ = M2 if self.cv else self.point, {}, 1.0
         self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
-        m1 = None
         if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
             self.chosen_ = LABELS
             self.report_ = "labels alone answer: every class has one label, so none can be held out to compare with M2"
             warnings.warn(self.report_, stacklevel=3)
-        elif self.cv:
-            m1 = self._measure(x, y, seed)
-        elif x.ndim > 2 and self.point != LABELS:
-            m1 = self._train_m1(x, seed)
-        path = list(self._path(x, y, m1, seed, stages[self.chosen_]))
-        self.history_ = [epoch for _, history in path for epoch in history]
-        self.m2_ = path[-1][0].to("cpu", torch.float64)
+        m1 = self._train_m1(x, seed) if x.ndim > 2 and self.chosen_ == M2 else None
+        if self.cv and self.chosen_ == M2:
+            self._choose(x, y, m1, seed)
+        m2, self.history_ = self._train_m2(x, y, m1 if self.chosen_ == M2 else None, seed, RECIPES[self.chosen_])
+        self.m2_ = m2.to("cpu", torch.float64)
         self._n_features_out = self.m2_.encoder.z_dim
 
-    def _check_settings(self, stages):
+    def _check_settings(self):
         """Raise ValueError for what cannot be, before anything is trained."""
-        if self.point not in stages:
-            raise ValueError(f"point = {self.point!r} must be one of {', '.join(map(repr, stages))}")
+        if self.point not in RECIPES:
+            raise ValueError(f"point = {self.point!r} must be one of {', '.join(map(repr, RECIPES))}")
         for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and value >= least):
@@ -270,38 +239,28 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         check_label_prior(prior, len(self.classes_))
         return prior
 
-    def _measure(self, x, y, seed):
-        """Measure every point on held-out labels, choose one, report; return the M1 that it starts from, or None.
-
-        It starts from M1's encoder if one new layer on that is better than a network of the labels alone, by more than
-        one standard error of log loss.
-        """
-        m1 = self._train_m1(x, seed)
+    def _choose(self, x, y, m1, seed):
+        """Measure both on held-out labels, choose one, report. M2 needs fewer errors and a lower log loss."""
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
         truth = torch.cat([y[rows] for _, rows in folds]).cpu()
 
-        def measure(start, num_points):
-            parallel = Parallel(self.n_jobs)
-            jobs = (delayed(self._held_out)(x, y, rows, start, seed, num_points) for _, rows in folds)
-            return [_Measured.of(logits, truth) for logits in torch.cat(list(parallel(jobs)), 1)]
+        def measure(m1, recipe):
+            jobs = (delayed(self._held_out)(x, y, rows, m1, seed, recipe) for _, rows in folds)
+            return _measured(torch.cat(list(Parallel(self.n_jobs)(jobs))), truth)
 
-        (labels,), (probe,) = measure(None, 1), measure(m1, 1)
-        gain = labels.losses - probe.losses
-        from_m1 = bool(gain.mean() > gain.std(correction=0) / len(gain) ** 0.5)
-        _, short, long = measure(m1 if from_m1 else None, 3)
-        points = {LABELS: labels, HALFWAY: short, LONG: long}
-        self.chosen_ = choose_point(points)
-        self.cv_results_ = {name: point.told() for name, point in points.items()}
-        self.temperature_ = points[self.chosen_].temperature
+        labels, m2 = measure(None, replace(RECIPES[LABELS], frozen_epochs=0)), measure(m1, RECIPES[M2])
+        self.cv_results_ = {LABELS: labels, M2: m2}
+        if not (m2["error"] < labels["error"] and m2["log_loss"] < labels["log_loss"]):
+            self.chosen_ = LABELS
+        self.temperature_ = self.cv_results_[self.chosen_]["temperature"]
         self.report_ = self._report(len(truth))
-        harm = long.error - labels.error
-        if self.chosen_ == LABELS and harm > 0:
+        harm = m2["error"] - labels["error"]
+        if harm > 0:
             warnings.warn(
                 f"the labels alone answer: M2 would have raised the error on held-out labels by {harm:.1f} points, "
-                f"from {labels.error:.1f} to {long.error:.1f} %",
+                f"from {labels['error']:.1f} to {m2['error']:.1f} %",
                 stacklevel=4,
             )
-        return m1 if from_m1 and self.chosen_ != LABELS else None
 
     def _report(self, num_rows):
         """Return the measurements as a small table."""
@@ -311,16 +270,13 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             lines.append(f"{name:40s}{numbers}{'   answers' if name == self.chosen_ else ''}")
         return "\n".join(lines)
 
-    def _held_out(self, x, y, rows, start, seed, num_points):
-        """Return the logits (P, n, K) of P points for `rows` (n,), whose labels training does not see."""
+    def _held_out(self, x, y, rows, m1, seed, recipe):
+        """Return the logits (n, K) of `rows` (n,), whose labels training does not see."""
         hidden = y.clone()
         hidden[rows] = NO_LABEL
-        logits = []
         with FOLDS, _random_state_of_its_own(x):
-            path = self._path(x, hidden, start, seed, STAGES)
-            for m2, _ in islice(path, num_points):
-                logits.append(in_batches(lambda rows, q=m2.classifier: q(rows).logits, x[rows]))
-        return torch.stack(logits).cpu().double()
+            m2, _ = self._train_m2(x, hidden, m1, seed, recipe)
+            return in_batches(lambda rows: m2.classifier(rows).logits, x[rows]).cpu().double()
 
     def _networks(self, x_shape):
         """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
@@ -351,8 +307,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         train_m1(m1, batches, M1Recipe(epochs=EPOCHS), verbose=self.verbose)
         return m1
 
-    def _path(self, x, y, m1, seed, stages):
-        """Train M2 as `train_m2` does; yield it and its history at each point, where one of `stages` ends."""
+    def _train_m2(self, x, y, m1, seed, recipe):
+        """Return an M2 of rows x with labels y, which starts from M1's encoder if there is one; and its history."""
         torch.manual_seed(seed)
         counts = torch.bincount(y[y != NO_LABEL], minlength=len(self.classes_)).cpu()
         sizes = min(100, int(counts.sum())), min(200, len(y) - int(counts.sum()))
@@ -364,9 +320,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
             m1=m1,
             label_prior=(counts + 1) / (counts + 1).sum() if self.label_prior is None else self._prior(),
         ).to(x.device)
-        for label, frozen, unfrozen in stages:
-            recipe = M2Recipe(label_epochs=label, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
-            yield m2, train_m2(m2, batches, recipe, verbose=self.verbose)
+        return m2, train_m2(m2, batches, recipe, verbose=self.verbose)
 
     def _fit_scaling(self, X):
         """Choose the likelihood; and by what rows are shifted and scaled for it."""
