@@ -64,7 +64,7 @@ def m2_classifiers(config):
     """Return ours by name: the guarded M2, the same without its guard, and its labels alone."""
     options = {"updates": config.updates, "random_state": config.split}
     return {
-        LABELS: M2Classifier(cv=None, point=LABELS, **options),
+        LABELS: M2Classifier(cv=None, answers=LABELS, **options),
         UNGUARDED: M2Classifier(cv=None, **options),
         GUARDED: M2Classifier(**options),
     }
@@ -79,7 +79,7 @@ def flattened(x, x_test):
 
 
 def measure(config, folder):
-    """Return errors in %, CPU seconds and what the guard measured; of M2 and the labels alone, how sure they are."""
+    """Return errors in %, CPU seconds and what the guard measured; of ours log losses and calibration errors, too."""
     x, x_test, y, y_test, few = draw(config)
     flat, flat_test = flattened(x, x_test)
     known, ours, errors, seconds = few != NO_LABEL, m2_classifiers(config), {}, {}
@@ -93,13 +93,13 @@ def measure(config, folder):
             seconds[name] = round(time.process_time() - start, 2)
             errors[name] = round(100 * float((model.predict(test_rows) != y_test).mean()), 3)
     probabilities = {name: model.predict_proba(x_test) for name, model in ours.items()}
-    tensors = {name: (torch.from_numpy(p), torch.from_numpy(y_test)) for name, p in probabilities.items()}
+    calibration = {name: calibration_error(*map(torch.from_numpy, (p, y_test))) for name, p in probabilities.items()}
     return {
         **{key: getattr(config, key) for key in ("data", "labels_per_class", "split")},
         "test_errors": {name: errors[name] for name in METHODS},
         "cpu_seconds": {name: seconds[name] for name in METHODS},
         "log_losses": {name: round(float(log_loss(y_test, p)), 4) for name, p in probabilities.items()},
-        "calibration_errors": {name: round(calibration_error(*pair), 2) for name, pair in tensors.items()},
+        "calibration_errors": {name: round(error, 2) for name, error in calibration.items()},
         "chosen": ours[GUARDED].chosen_,
         "cv_results": ours[GUARDED].cv_results_,
         "likelihood": ours[GUARDED].likelihood_,

@@ -25,7 +25,7 @@ from experiments.data import LOADERS, embedded_mnist, load_data
 from vae.data import NO_LABEL
 
 LABELS_PER_CLASS = (3, 10, 30)
-SPLITS = range(6, 16)  # settings and rules were chosen by others
+SPLITS = range(6, 16)  # the estimator was made on others
 
 
 @dataclass(frozen=True)

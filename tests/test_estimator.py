@@ -32,7 +32,7 @@ from vae.recipes import M2Recipe, build_m2, train_m2
 from vae.rows import labeled_folds
 
 NAMES = np.array(["ant", "bee", "cat"])
-ASIDE = "ignore:the labels alone answer"
+ASIDE = "ignore:labels alone answer"
 
 
 def clusters(seed=0, num=240, num_labels=18):
@@ -288,7 +288,7 @@ def test_every_row_may_have_its_label():
     assert model.transduction_.tolist() == NAMES[Y].tolist()
 
 
-@pytest.mark.filterwarnings("ignore:the labels alone answer")
+@pytest.mark.filterwarnings(ASIDE)
 def test_a_class_with_one_label_takes_part():
     y = np.where((FEW == 2) & (np.arange(60) > 2), -1, FEW)
     model = small(cv=3).fit(X, y)
@@ -299,7 +299,7 @@ def test_a_class_with_one_label_takes_part():
 def test_labels_alone_answer_where_every_class_has_one():
     with pytest.warns(UserWarning, match="every class has one label, so none can be held out"):
         model = small(cv=3).fit(X, np.where(np.arange(60) < 3, Y, -1))
-    assert model.chosen_ == "labels alone"
+    assert model.chosen_ == "labels alone" and model.cv_results_ == {}
 
 
 NAN, INFINITE = X.copy(), X.copy()
@@ -350,7 +350,7 @@ def test_missing_values_and_dates_of_pandas_are_refused_with_what_to_do():
         ),
         ({"updates": 0}, "updates = 0 must be a whole number of at least 1"),
         ({"z_dim": 2.5}, "z_dim = 2.5 must be"),
-        ({"point": "M3"}, "point = 'M3' must be one of 'labels alone', 'M2'"),
+        ({"answers": "M3"}, "answers = 'M3' must be one of 'labels alone', 'M2'"),
         ({"label_prior": [0.5, 0.5]}, "label_prior must hold 3 probabilities above 0"),
         ({"hidden_dims": ()}, r"hidden_dims = \(\) must hold widths of at least 1"),
         ({"hidden_dims": (8, 2.5)}, "hidden_dims = .* must hold widths"),
@@ -428,33 +428,83 @@ def of_labels_alone(rows, y, seed, num_batches):
 @pytest.mark.parametrize("seed", range(2))
 def test_where_clusters_cut_across_the_classes_it_steps_aside_and_says_by_how_much_m2_is_worse(seed):
     rows, _, few = cut_across(seed)
-    model = M2Classifier(updates=400, hidden_dims=(128,), z_dim=3, random_state=seed)
+    options = {"updates": 400, "hidden_dims": (128,), "z_dim": 3, "random_state": seed}
+    model = M2Classifier(**options)
     with pytest.warns(UserWarning, match=r"M2 would have raised the error on held-out labels by \d+\.\d points"):
         model.fit(rows, few)
     assert model.chosen_ == "labels alone"
-    assert np.array_equal(model.predict(rows), of_labels_alone(rows, few, seed, num_batches=20))
+    by_labels = of_labels_alone(rows, few, seed, num_batches=20)
+    assert np.array_equal(model.predict(rows), by_labels)
     assert np.isfinite(model.score_samples(rows)).all()  # of encoder and decoder, which learn all the same
+    unguarded = M2Classifier(cv=None, answers="labels alone", **options).fit(rows, few)
+    assert np.array_equal(unguarded.predict(rows), by_labels)
+    assert unguarded.chosen_ == "labels alone" and unguarded.cv_results_ == {} and unguarded.temperature_ == 1
+    wrong = 0
+    for _, held_out in labeled_folds(few, 3, int(np.random.RandomState(seed).randint(2**31 - 1))):
+        hidden = few.copy()
+        hidden[held_out] = -1
+        wrong += (of_labels_alone(rows, hidden, seed, num_batches=20)[held_out] != few[held_out]).sum()
+    assert model.cv_results_["labels alone"]["error"] == pytest.approx(100 * wrong / 40)
 
 
-@pytest.mark.filterwarnings(ASIDE)
+def measured(error, log_loss, temperature):
+    return {"error": error, "log_loss": log_loss, "calibration_error": 0.0, "temperature": temperature}
+
+
 @pytest.mark.parametrize(
-    ("errors", "log_losses", "chosen"),
+    ("error", "log_loss", "chosen"),
     [
-        ((10, 8), (0.5, 0.4), "M2"),
-        ((10, 8), (0.5, 0.5), "labels alone"),  # which have to be beaten in both
-        ((10, 10), (0.5, 0.4), "labels alone"),
-        ((10, 12), (0.5, 0.4), "labels alone"),
+        (8, 0.4, "M2"),
+        (8, 0.5, "labels alone"),  # which have to be beaten in both
+        (8, 0.6, "labels alone"),
+        (10, 0.4, "labels alone"),
+        (12, 0.4, "labels alone"),
     ],
 )
-def test_m2_has_to_beat_labels_alone_in_error_and_log_loss(errors, log_losses, chosen, monkeypatch):
-    measured = zip(errors, log_losses, (0.0, 0.0), (2.0, 3.0), strict=True)
-    names = "error", "log_loss", "calibration_error", "temperature"
-    found = [dict(zip(names, values, strict=True)) for values in measured]
-    each = iter(found)
+def test_m2_has_to_beat_labels_alone_in_error_and_log_loss(error, log_loss, chosen, monkeypatch):
+    found = {"labels alone": measured(10, 0.5, temperature=2.0), "M2": measured(error, log_loss, temperature=3.0)}
+    each = iter(found.values())
     monkeypatch.setattr(estimator, "_measured", lambda logits, y: next(each))
-    model = small(cv=2).fit(X, FEW)
-    assert model.chosen_ == chosen and model.cv_results_ == dict(zip(("labels alone", "M2"), found, strict=True))
-    assert model.temperature_ == (3 if chosen == "M2" else 2)
+    with warnings.catch_warnings(record=True) as told:
+        model = small(cv=2).fit(X, FEW)
+    assert model.chosen_ == chosen and model.cv_results_ == found
+    assert model.temperature_ == found[chosen]["temperature"]
+    assert len(told) == (error > 10)
+
+
+@pytest.mark.parametrize("kind", ["table", "images"])
+@pytest.mark.parametrize("wins", ["labels alone", "M2"])
+def test_m2_of_images_starts_from_one_m1_and_labels_alone_and_tables_from_none(kind, wins, monkeypatch):
+    """Two folds of labels alone, two of M2, and the one that answers."""
+    each, starts, build = (
+        iter([measured(10, 0.5, 1), measured(8 if wins == "M2" else 10, 0.4, 1)]),
+        [],
+        recipes.build_m2,
+    )
+    monkeypatch.setattr(estimator, "_measured", lambda logits, y: next(each))
+    monkeypatch.setattr(
+        estimator, "build_m2", lambda *sizes, m1, **rest: starts.append(m1) or build(*sizes, m1=m1, **rest)
+    )
+    small(cv=2).fit(*((X, FEW) if kind == "table" else pictures()))
+    assert [m1 is not None for m1 in starts] == (
+        [False] * 5 if kind == "table" else [False, False, True, True, wins == "M2"]
+    )
+    assert len({id(m1) for m1 in starts if m1}) == (kind == "images")
+
+
+def test_what_is_measured_is_tempered_as_suits_it_best():
+    """Three of four right: the logits 4 and 0 should be ln 3 apart."""
+    found = estimator._measured(torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+    assert found["error"] == 25
+    assert found["temperature"] == pytest.approx(4 / np.log(3), rel=0.06)
+    assert found["log_loss"] == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4, abs=1e-3)
+    assert found["calibration_error"] < 1.5
+
+
+def test_probabilities_are_tempered(fitted):
+    before, model = fitted.predict_proba(X), pickle.loads(pickle.dumps(fitted))
+    model.temperature_ = 2.0
+    np.testing.assert_allclose(model.predict_proba(X), before**0.5 / (before**0.5).sum(1, keepdims=True), rtol=1e-9)
 
 
 # folds
@@ -633,17 +683,15 @@ def test_samples_look_like_rows_of_their_class():
 # a thin layer
 
 
-def by_hand(x, y, seed, hidden_dims, z_dim, num_batches, kind=add_noise, **options):
-    """Return an M2 and batches from `vae` alone, made as the classifier makes them of its random state."""
+def by_hand(x, y, seed, hidden_dims, z_dim, num_batches):
+    """Return an M2 and batches of a table from `vae` alone, made as the classifier makes them of its random state."""
     seed = int(np.random.RandomState(seed).randint(2**31 - 1))
     torch.manual_seed(seed)
     counts = torch.bincount(y[y >= 0])
     sizes = min(100, int(counts.sum())), min(200, int((y < 0).sum()))
-    batches = SemiSupervisedBatches(x, y, *sizes, torch.Generator().manual_seed(seed), kind, num_batches)
-    decoder = vae.gaussian.ColumnGaussianDecoder if kind is add_noise else vae.networks.BernoulliDecoder
-    prior = (counts + 1) / (counts + 1).sum()
-    sizes = {"z_dim": z_dim, "hidden_dims": hidden_dims, "decoder": decoder, "label_prior": prior}
-    return build_m2(x.shape[1:], len(counts), **sizes, **options), batches
+    batches = SemiSupervisedBatches(x, y, *sizes, torch.Generator().manual_seed(seed), add_noise, num_batches)
+    decoder, prior = vae.gaussian.ColumnGaussianDecoder, (counts + 1) / (counts + 1).sum()
+    return build_m2(x.shape[1:], len(counts), z_dim, hidden_dims, decoder=decoder, label_prior=prior), batches
 
 
 def test_its_model_is_what_the_recipes_train():

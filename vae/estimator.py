@@ -45,7 +45,7 @@ LIKELIHOODS = {  # the decoder, and the transform of rows in training
 }
 EPOCHS = 20  # in which the updates are made
 LABELS, M2 = "labels alone", "M2"
-RECIPES = {  # of labels alone, encoder and decoder learn all the same, beside a classifier that stays as it is
+RECIPES = {  # beside labels alone, once they are learned, encoder and decoder learn from all rows
     LABELS: M2Recipe(label_epochs=2, frozen_epochs=EPOCHS - 2, unfrozen_epochs=0),
     M2: M2Recipe(label_epochs=2, frozen_epochs=3, unfrozen_epochs=EPOCHS - 5),
 }
@@ -55,11 +55,6 @@ FITS, FOLDS = Lock(), Lock()  # one at a time, where joblib takes threads: they 
 def _random_state_of_its_own(x):
     """Return a context that leaves PyTorch's generators as they were, on the CPU and where `x` is."""
     return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
-
-
-def _is_large(x_shape):
-    """Return whether a row is an image for which an MLP would be slow, and see little."""
-    return len(x_shape) == 3 and np.prod(x_shape) > 32 * 32
 
 
 def _measured(logits, y):
@@ -97,10 +92,10 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         passes of the rows in batches of 200, at most 6,000, and at least 2,000 for a table, 3,000 for images of up to
         32 × 32 values, 1,000 for larger ones.
     cv : int or None
-        Folds in which the guard measures M2 on held-out labels; 3 make training up to four times as long. None for no
-        guard.
-    point : {"labels alone", "M2"}
-        What answers if `cv` is None.
+        Folds in which the guard measures M2 on held-out labels; with 3, tables take about four times as long, images
+        two and a half. None for no guard.
+    answers : {"M2", "labels alone"}
+        The classifier to train if `cv` is None.
     n_jobs : int or None
         How many folds joblib trains at once, in processes; in threads, one after another.
     device : str
@@ -119,11 +114,12 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     report_ : str
         What labels alone, and M2, get wrong on held-out labeled rows, and which of them answers.
     cv_results_ : dict
-        The same in numbers, for both: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`.
+        The same in numbers, for both: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`; empty
+        where nothing is held out.
     chosen_ : str
-        What answers: "labels alone" or "M2".
+        Which answers: "labels alone" or "M2".
     temperature_ : float
-        That of what answers, which suits the held-out labels best; 1 where none are held out.
+        What its logits are divided by, as suits the held-out labels best; 1 where none are held out.
     likelihood_ : str
         The one that was taken.
     x_shape_ : tuple
@@ -160,7 +156,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         label_prior=None,
         updates=None,
         cv=3,
-        point="M2",
+        answers="M2",
         n_jobs=None,
         device="cpu",
         random_state=None,
@@ -172,7 +168,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         self.label_prior = label_prior
         self.updates = updates
         self.cv = cv
-        self.point = point
+        self.answers = answers
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
@@ -202,25 +198,26 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return self
 
     def _fit(self, x, y, seed):
-        """Choose between labels alone and M2 by cross-validation, and train."""
+        """Choose between labels alone and M2 by cross-validation, if there is any, and train."""
         self._check_settings()
-        self.chosen_, self.cv_results_, self.temperature_ = M2 if self.cv else self.point, {}, 1.0
-        self.report_ = f"{self.point}: cv=None, so nothing was held out to compare it with"
-        if self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() == 1:
-            self.chosen_ = LABELS
+        self.chosen_, self.cv_results_, self.temperature_ = LABELS if self.cv else self.answers, {}, 1.0
+        guarded = self.cv and np.bincount(y[y != NO_LABEL].cpu()).max() > 1
+        m1 = self._train_m1(x, seed) if x.ndim > 2 and (guarded or self.chosen_ == M2) else None
+        if guarded:
+            self._choose(x, y, m1, seed)
+        elif self.cv:
             self.report_ = "labels alone answer: every class has one label, so none can be held out to compare with M2"
             warnings.warn(self.report_, stacklevel=3)
-        m1 = self._train_m1(x, seed) if x.ndim > 2 and self.chosen_ == M2 else None
-        if self.cv and self.chosen_ == M2:
-            self._choose(x, y, m1, seed)
+        else:
+            self.report_ = f"{self.answers}: cv=None, so nothing was held out to compare it with"
         m2, self.history_ = self._train_m2(x, y, m1 if self.chosen_ == M2 else None, seed, RECIPES[self.chosen_])
         self.m2_ = m2.to("cpu", torch.float64)
         self._n_features_out = self.m2_.encoder.z_dim
 
     def _check_settings(self):
         """Raise ValueError for what cannot be, before anything is trained."""
-        if self.point not in RECIPES:
-            raise ValueError(f"point = {self.point!r} must be one of {', '.join(map(repr, RECIPES))}")
+        if self.answers not in RECIPES:
+            raise ValueError(f"answers = {self.answers!r} must be one of {', '.join(map(repr, RECIPES))}")
         for name, least in (("updates", 1), ("z_dim", 1), ("cv", 2)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and value >= least):
@@ -240,24 +237,25 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return prior
 
     def _choose(self, x, y, m1, seed):
-        """Measure both on held-out labels, choose one, report. M2 needs fewer errors and a lower log loss."""
+        """Measure both on held-out labels, choose one, report. To answer, M2 needs fewer errors and less log loss."""
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
         truth = torch.cat([y[rows] for _, rows in folds]).cpu()
 
-        def measure(m1, recipe):
-            jobs = (delayed(self._held_out)(x, y, rows, m1, seed, recipe) for _, rows in folds)
-            return _measured(torch.cat(list(Parallel(self.n_jobs)(jobs))), truth)
+        def measure(start, recipe):
+            jobs = (delayed(self._held_out)(x, y, rows, start, seed, recipe) for _, rows in folds)
+            return _measured(torch.cat(Parallel(self.n_jobs)(jobs)), truth)
 
-        labels, m2 = measure(None, replace(RECIPES[LABELS], frozen_epochs=0)), measure(m1, RECIPES[M2])
+        labels = measure(None, replace(RECIPES[LABELS], frozen_epochs=0))  # which do not change the classifier
+        m2 = measure(m1, RECIPES[M2])
         self.cv_results_ = {LABELS: labels, M2: m2}
-        if not (m2["error"] < labels["error"] and m2["log_loss"] < labels["log_loss"]):
-            self.chosen_ = LABELS
+        better = m2["error"] < labels["error"] and m2["log_loss"] < labels["log_loss"]
+        self.chosen_ = M2 if better else LABELS
         self.temperature_ = self.cv_results_[self.chosen_]["temperature"]
         self.report_ = self._report(len(truth))
         harm = m2["error"] - labels["error"]
         if harm > 0:
             warnings.warn(
-                f"the labels alone answer: M2 would have raised the error on held-out labels by {harm:.1f} points, "
+                f"labels alone answer: M2 would have raised the error on held-out labels by {harm:.1f} points, "
                 f"from {labels['error']:.1f} to {m2['error']:.1f} %",
                 stacklevel=4,
             )
@@ -276,13 +274,17 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         hidden[rows] = NO_LABEL
         with FOLDS, _random_state_of_its_own(x):
             m2, _ = self._train_m2(x, hidden, m1, seed, recipe)
-            return in_batches(lambda rows: m2.classifier(rows).logits, x[rows]).cpu().double()
+            return in_batches(lambda held_out: m2.classifier(held_out).logits, x[rows]).cpu().double()
 
-    def _networks(self, x_shape):
-        """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them, for x (N, *x_shape)."""
-        hidden_dims, z_dim = ((256, 256), 3) if np.prod(x_shape) < 200 else ((500, 500), 50)
+    def _is_large(self):
+        """Return whether a row is an image for which an MLP would be slow, and see little."""
+        return len(self.x_shape_) == 3 and np.prod(self.x_shape_) > 32 * 32
+
+    def _networks(self):
+        """Return sizes, likelihood and networks, as `build_m1` and `build_m2` take them."""
+        hidden_dims, z_dim = ((256, 256), 3) if np.prod(self.x_shape_) < 200 else ((500, 500), 50)
         networks = {}
-        if _is_large(x_shape):
+        if self._is_large():
             hidden_dims = (128,)
             networks["network"] = partial(ConvNet, channels=(16, 32, 64))
             networks["decoder_network"] = partial(DeconvNet, channels=(64, 32, 16))
@@ -295,7 +297,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     def _batches(self, kind, x, *others, seed):
         """Return batches of x, of which `EPOCHS` epochs make all updates."""
         transform = LIKELIHOODS[self.likelihood_][1]
-        least = 2000 if x.ndim == 2 else 1000 if _is_large(x.shape[1:]) else 3000
+        least = 2000 if x.ndim == 2 else 1000 if self._is_large() else 3000
         num_batches = -(-(self.updates or min(6000, max(least, 25 * len(x) // 200))) // EPOCHS)
         return kind(x, *others, torch.Generator(x.device).manual_seed(seed), transform, num_batches)
 
@@ -303,7 +305,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """Return an M1 of all rows (N, *X)."""
         torch.manual_seed(seed)
         batches = self._batches(Batches, x, min(200, len(x)), seed=seed)
-        m1 = build_m1(x.shape[1:], **self._networks(x.shape[1:])).to(x.device)
+        m1 = build_m1(self.x_shape_, **self._networks()).to(x.device)
         train_m1(m1, batches, M1Recipe(epochs=EPOCHS), verbose=self.verbose)
         return m1
 
@@ -314,9 +316,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         sizes = min(100, int(counts.sum())), min(200, len(y) - int(counts.sum()))
         batches = self._batches(SemiSupervisedBatches, x, y, *sizes, seed=seed)
         m2 = build_m2(
-            x.shape[1:],
+            self.x_shape_,
             len(self.classes_),
-            **self._networks(x.shape[1:]),
+            **self._networks(),
             m1=m1,
             label_prior=(counts + 1) / (counts + 1).sum() if self.label_prior is None else self._prior(),
         ).to(x.device)

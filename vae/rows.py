@@ -26,7 +26,7 @@ def labeled_folds(y, n_splits=3, random_state=0):
     by_class = [order[codes[order] == k] for k in range(len(classes))]
     dealt = np.concatenate([rows for rows in by_class if len(rows) > 1] or [order[:0]])
     if not len(dealt):
-        raise ValueError("every class has one label, so none can be held out: give some class two, or take cv=None")
+        raise ValueError("every class has one label, so none can be held out: give some class two")
     folds = [np.sort(dealt[i::n_splits]) for i in range(n_splits)]  # a class's rows go to the folds in turn
     return [(np.setdiff1d(np.arange(len(codes)), fold), fold) for fold in folds if len(fold)]
 
