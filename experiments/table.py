@@ -191,8 +191,8 @@ def own_summary(cells):
     means = {method: own.mean_errors(cells, method) for method in own.METHODS}
     ranks = rankdata([*means.values()], axis=0).mean(1).tolist()
     above = {cell: points_over_labels(results, own.GUARDED) for cell, results in cells.items() if len(results) > 1}
-    error = {cell: stdev(points) / len(points) ** 0.5 + 1e-9 for cell, points in above.items()}  # the mean may equal it
-    worse = [cell for cell, points in above.items() if mean(points) > error[cell]]
+    error = {cell: stdev(points) / len(points) ** 0.5 for cell, points in above.items()}
+    worse = [cell for cell, points in above.items() if mean(points) > error[cell] + 1e-9]  # rounding, where they equal
     names = f": {'; '.join(f'{name}, {count}' for name, count in worse)}" if worse else ""
     by_cell = [dict(zip(means, errors, strict=True)) for errors in zip(*means.values(), strict=True)]
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
@@ -206,7 +206,7 @@ def own_summary(cells):
     return f"""{table}
 
 - {own.GUARDED} is worse than {own.LABELS}, by more than one standard error of the difference, \
-in {len(worse)} of {len(above)} cells{names}.
+in {len(worse)} of {len(above)} cells with two draws or more{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
 {own.TRAINING} in {len(best)} of {len(helped)} cells.
 - In {len(draws)} draws of all cells, M2 without the guard raises the error of {own.LABELS} by more than a point in \

@@ -101,7 +101,7 @@ def test_table_and_summary_compare_draw_by_draw():
     assert lines[2].startswith("| digits, 3 | 15.0 ± 7.1 |") and lines[2].endswith("| 7.0 ± 2.8 | 2 of 2 |")
     assert lines[4].endswith("| 15.1 ± 8.6 | 0 of 2 |")
     told = table.own_summary(cells)
-    assert "in 1 of 3 cells: digits, 10" in told
+    assert "in 1 of 3 cells with two draws or more: digits, 10" in told
     assert "in 1 of 2" in told
     assert "M2 without the guard raises the error of labels alone by more than a point in 7, at worst by 40.0" in told
     assert "M2Classifier raises it in 4, at worst by 2.2, and lowers it in 2." in told
