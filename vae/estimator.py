@@ -93,7 +93,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         32 × 32 values, 1,000 for larger ones.
     cv : int or None
         Folds in which the guard measures M2 on held-out labels; with 3, tables take about four times as long, images
-        two and a half. None for no guard.
+        three times. None for no guard.
     answers : {"M2", "labels alone"}
         The classifier to train if `cv` is None.
     n_jobs : int or None
