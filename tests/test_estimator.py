@@ -476,19 +476,19 @@ def test_m2_has_to_beat_labels_alone_in_error_and_log_loss(error, log_loss, chos
 @pytest.mark.parametrize("wins", ["labels alone", "M2"])
 def test_m2_of_images_starts_from_one_m1_and_labels_alone_and_tables_from_none(kind, wins, monkeypatch):
     """Two folds of labels alone, two of M2, and the one that answers."""
-    each, starts, build = (
-        iter([measured(10, 0.5, 1), measured(8 if wins == "M2" else 10, 0.4, 1)]),
-        [],
-        recipes.build_m2,
-    )
+    starts, build = [], recipes.build_m2
+    each = iter([measured(10, 0.5, 1), measured(8 if wins == "M2" else 10, 0.4, 1)])
+
+    def noted(*sizes, m1, **options):
+        starts.append(m1)
+        return build(*sizes, m1=m1, **options)
+
     monkeypatch.setattr(estimator, "_measured", lambda logits, y: next(each))
-    monkeypatch.setattr(
-        estimator, "build_m2", lambda *sizes, m1, **rest: starts.append(m1) or build(*sizes, m1=m1, **rest)
-    )
-    small(cv=2).fit(*((X, FEW) if kind == "table" else pictures()))
-    assert [m1 is not None for m1 in starts] == (
-        [False] * 5 if kind == "table" else [False, False, True, True, wins == "M2"]
-    )
+    monkeypatch.setattr(estimator, "build_m2", noted)
+    rows, y = (X, FEW) if kind == "table" else pictures()
+    small(cv=2).fit(rows, y)
+    of_images = [False, False, True, True, wins == "M2"]
+    assert [m1 is not None for m1 in starts] == (of_images if kind == "images" else [False] * 5)
     assert len({id(m1) for m1 in starts if m1}) == (kind == "images")
 
 
