@@ -161,11 +161,16 @@ def m1_values(group):
     return values
 
 
+def own_error(results, method):
+    """Return a method's test error over the draws of a cell, as a text."""
+    return written(spread([result["test_errors"][method] for result in results]), 1)
+
+
 def own_markdown(cells):
     """Return the table of `experiments.own`: each method's error in each cell, and how often the guard takes M2."""
     lines = []
     for (name, count), results in cells.items():
-        errors = [written(spread([result["test_errors"][method] for result in results]), 1) for method in own.METHODS]
+        errors = [own_error(results, method) for method in own.METHODS]
         by_m2 = sum(result["chosen"] != own.LABELS for result in results)
         lines.append([f"{name}, {count}", *errors, f"{by_m2} of {len(results)}"])
     header = ["test error (%); data, labels a class", *own.METHODS, "draws in which the guard takes M2"]
@@ -175,7 +180,7 @@ def own_markdown(cells):
 def own_values(cells):
     """Return {name: text} of the error of M2Classifier in each cell, and of its labels alone."""
     return {
-        f"own-{name}-{count}{end}": written(spread([result["test_errors"][method] for result in results]), 1)
+        f"own-{name}-{count}{end}": own_error(results, method)
         for (name, count), results in cells.items()
         for end, method in (("", own.GUARDED), ("-alone", own.LABELS))
     }
