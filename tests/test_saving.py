@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from experiments.m1 import DECODERS
 from experiments.weights import measure
 from vae import saving
+from vae.checkpoint import checksum
 from vae.conv import ConvNet, DeconvNet
 from vae.datasets import load_mnist
 from vae.gaussian import DiagonalGaussianDecoder, SharedGaussianDecoder
@@ -220,23 +221,18 @@ def test_a_class_of_ones_own_may_have_no_arguments_and_one_that_is_named_as_ours
 
 
 def test_a_damaged_file_is_refused_with_its_path_and_no_flipped_bit_goes_unseen(tmp_path):
-    path, model, rng = tmp_path / "model.safetensors", m1(), random.Random(0)
-    model.save(path, test_error=3.5)
-    content, expected = path.read_bytes(), outputs(model)
+    path, rng = tmp_path / "model.safetensors", random.Random(0)
+    m1().save(path, scaling=[float(n) for n in range(100)])
+    content = path.read_bytes()
     damages = [b"", content[:100], content[:-1], content + b"1", b"\x80\x02}q\x00.", b"{}"]
     for place in [8 * len(content) - 1, *(rng.randrange(8 * len(content)) for _ in range(200))]:
         damages.append(
             content[: place // 8] + bytes([content[place // 8] ^ 1 << place % 8]) + content[place // 8 + 1 :]
         )
-    refused = 0
     for damage in damages:
         path.write_bytes(damage)
-        try:
-            assert_close(outputs(load(path)), expected, rtol=0, atol=0)
-        except ValueError as error:
-            assert re.match(rf"{re.escape(str(path))} is not a readable model .*again", str(error), re.DOTALL)
-            refused += 1
-    assert refused > 0.9 * len(damages)  # a flip in what is known of it, or in a space, changes no parameter
+        with pytest.raises(ValueError, match=rf"(?s){re.escape(str(path))} is not a readable model .*again"):
+            load(path)
 
 
 def test_nothing_but_modules_and_activations_is_made(tmp_path):
@@ -247,7 +243,9 @@ def test_nothing_but_modules_and_activations_is_made(tmp_path):
     for name in ("system", "Unfold", "Linear", "Strange"):
         architecture = json.loads(header["architecture"])
         architecture["with"]["encoder"]["with"]["network"] = {"class": name, "with": {}}
-        save_file(tensors, path, header | {"architecture": json.dumps(architecture)})
+        header["architecture"] = json.dumps(architecture)
+        header["checksum"] = checksum(tensors, header["architecture"], header["about"])
+        save_file(tensors, path, header)
         with pytest.raises(ValueError, match=f"called '{name}'; import what defines it"):
             load(path)
     save_file(tensors, path)  # without a header of ours

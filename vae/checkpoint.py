@@ -49,12 +49,14 @@ def plain_values(value):
     return json.loads(json.dumps(value, default=convert))
 
 
-def checksum(tensors):
-    """Return a SHA-256 of a dict of tensors, their names, kinds and shapes included: a string."""
+def checksum(tensors, *texts):
+    """Return a SHA-256 of a dict of tensors, their names, kinds and shapes included, and of texts: a string."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for text in texts:
+        digest.update(text.encode())
     return digest.hexdigest()
 
 

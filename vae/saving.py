@@ -51,9 +51,10 @@ class Module(nn.Module):
         tensors = {name: t.cpu().contiguous().clone() for name, t in self.state_dict().items()}
         if dtype:
             tensors |= {name: _stored(name, t, dtype) for name, t in tensors.items() if t.is_floating_point()}
-        header = {"architecture": describe(self), "about": plain_values(about), "checksum": checksum(tensors)}
-        _check_file(self, header["architecture"], tensors)
-        content = to_bytes(tensors, {key: json.dumps(value) for key, value in header.items()})
+        architecture, about = json.dumps(describe(self)), json.dumps(plain_values(about))
+        _check_file(self, architecture, tensors)
+        texts = {"architecture": architecture, "about": about, "checksum": checksum(tensors, architecture, about)}
+        content = to_bytes(tensors, texts)
         with atomic_path(Path(path)) as partial_path:
             partial_path.write_bytes(content)
 
@@ -76,11 +77,11 @@ def load(path):
     """
     try:
         with safe_open(path, "pt") as file:
-            header = {key: json.loads(value) for key, value in file.metadata().items()}
+            texts = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["checksum"] != checksum(tensors):
+        if texts["checksum"] != checksum(tensors, texts["architecture"], texts["about"]):
             raise ValueError("its checksum is wrong")
-        model, about = build(header["architecture"]), header["about"]
+        model, about = build(json.loads(texts["architecture"])), json.loads(texts["about"])
         half = (torch.float16, torch.bfloat16)
         model.load_state_dict({n: t.float() if t.dtype in half else t for n, t in tensors.items()}, assign=True)
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -193,7 +194,7 @@ def _check_file(model, architecture, tensors):
     """Raise TypeError, with the first difference and what to do, unless a file of these would load as `model`."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            loaded = build(json.loads(json.dumps(architecture)))
+            loaded = build(json.loads(architecture))
     except Exception as error:
         advice = "give parameters names, in place of * and /, and let them be tuples, tensors or plain values"
         raise TypeError(f"a file cannot make {type(model)!r} again ({error}): {advice}") from error
