@@ -48,9 +48,6 @@ def test_log_likelihood_is_that_of_a_linear_gaussian_model():
     standard_error = estimates.std(0) / 20**0.5
     assert standard_error.max() < 0.02
     assert ((estimates.mean(0) - marginal.log_prob(x)).abs() < 5 * standard_error + 1e-3).all()
-    with torch.no_grad():
-        elbo = torch.stack([vae.elbo(x) for _ in range(500)]).mean(0)
-    assert (elbo < marginal.log_prob(x) - 0.01).all()  # the bound itself is not tight here
 
 
 def test_standard_error_and_error_rate_by_hand():
