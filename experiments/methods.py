@@ -150,7 +150,7 @@ class M1M2(Method):
     m1: M1Config = DEEP
     z_dim: int = 50
     hidden_dims: tuple = (500,)
-    labeled_batch_size: int | None = None  # all of them in an epoch, as in the authors' code
+    labeled_batch_size: int | None = None  # about once in an epoch, as in the authors' code
     unlabeled_batch_size: int = 249
     recipe: M2Recipe = M1M2_RECIPE
 

@@ -127,6 +127,18 @@ REFUSED = {
     "a class without a row": (lambda: hide_labels(2 * Y + 2, 3, GENERATOR), r"no row has the label \[0, 1\]"),
     "labels of no row": (lambda: SemiSupervisedBatches(X, Y - 1, 1, 1, GENERATOR), "between 1 and the 0 rows to draw"),
     "no epochs": (lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(), epochs=0), AT_LEAST_1),
+    "a bound of no draws": (
+        lambda: train_m1(m1(), Batches(X, 1, GENERATOR), M1Recipe(epochs=1, iwae_epochs=1)),
+        "iwae_samples = 0 must be at least 1",
+    ),
+    "a prior on the weights without a number of rows": (
+        lambda: fit(None, m1(), [X], Recipe(weight_prior=1), epochs=1),
+        "weight_prior needs the number of rows",
+    ),
+    "a number of the history's own name": (
+        lambda: train_m1(m1(), Batches(X, 1, GENERATOR), M1Recipe(epochs=1), evaluate=lambda: {"loss": 1, "x": 2}),
+        r"evaluate says \['loss'\], which the history has already",
+    ),
     "an unknown schedule": (
         lambda: fit(None, m1(), Batches(X, 1, GENERATOR), Recipe(schedule="cosine"), epochs=1),
         'schedule = .cosine. must be "constant", "falling" or "one cycle"',

@@ -198,7 +198,7 @@ def test_samples_of_m1m2_go_from_y_to_z2_to_z1_to_x():
     assert (given[:, 2] / 100).round().tolist() == [3, 0, 2]
 
 
-def test_m1m2_draws_active_latents_from_the_posterior_of_m1_anew():
+def test_m1m2_draws_active_latents_from_the_posterior_of_m1_anew(default_dtype):
     model, many = stacked(), torch.rand(1001, 6)  # more than a batch
     assert_close(model.features(many)[:, :2], model.m1.encoder(many).mean[:, [0, 2]].detach())
     x = many[:1]
@@ -211,6 +211,8 @@ def test_m1m2_draws_active_latents_from_the_posterior_of_m1_anew():
     again, other = (StackedSemiSupervisedVAE.draw_latents(features, torch.Generator().manual_seed(s)) for s in (0, 1))
     assert torch.equal(draws, again)
     assert not torch.equal(draws, other)
+    default_dtype(torch.float64)
+    assert StackedSemiSupervisedVAE.draw_latents(features, torch.Generator()).dtype == torch.float32
 
 
 def test_m1m2_infers_the_label_at_the_mean_of_the_latents():

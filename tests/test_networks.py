@@ -142,6 +142,12 @@ def test_images_of_any_size_come_back_in_shape_and_learn_from_all_parameters(x_s
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_a_decoder_of_narrow_images_may_say_a_scale_for_each_pixel():
+    z = torch.randn(5, 2)
+    likelihood = DiagonalGaussianDecoder(2, (3, 8, 4), [5], network=deconv)(z)
+    assert likelihood.mean.shape == likelihood.stddev.shape == (5, 3, 8, 4)
+
+
 def test_convolutions_run_once_per_image_whatever_the_number_of_labels():
     model, seen = m2((3, 8, 8), 100), []
     model.encoder.network.convolutions[0].register_forward_hook(lambda layer, x, output: seen.append(len(output)))

@@ -22,7 +22,7 @@ def test_latent_grid_gives_each_cell_the_same_prior_mass(n):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("columns", [1, 3, 4, 9])
-def test_tile_puts_images_where_torchvision_does_in_their_colors_and_leaves_what_is_missing_black(channels, columns):
+def test_tile_puts_images_where_torchvision_does_in_their_colors_and_leaves_what_is_missing_empty(channels, columns):
     images = torch.rand(7, channels, 5, 4)
     expected = make_grid(images, nrow=columns, padding=0)[[0] if channels == 1 else slice(None)]
     assert np.array_equal(tile(images, columns), expected.permute(1, 2, 0).squeeze(2))
@@ -55,6 +55,15 @@ def test_names_stand_in_the_middle_of_their_columns_of_images():
         ("b", 7),
         ("c", 12),
     ]
+
+
+def test_rows_and_panels_need_not_be_full():
+    images = torch.rand(7, 1, 4, 5)
+    (axis,) = plotting.image_grid(images, columns=4, row_names="ab").axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
+    figure = plotting.image_panels(dict.fromkeys("abc", images), columns=8, panels_per_row=2)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", ""]
+    assert not figure.axes[3].axison
 
 
 def test_curves_lie_at_the_epochs_or_where_they_say_and_a_mark_has_its_curves_color():

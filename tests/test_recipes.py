@@ -104,6 +104,14 @@ def test_the_classifier_of_m2_learns_labels_is_frozen_then_learns_with_the_rest(
     assert list(stages) == ["labels", "unfrozen"]
 
 
+def test_what_is_frozen_is_as_in_evaluation(both_kinds):
+    """Running means of a network of one's own stay as they are, too."""
+    m2 = new_m2()
+    m2.classifier.network.hidden.append(nn.BatchNorm1d(m2.classifier.network.output.in_features))
+    recipes.train_m2(m2, both_kinds(), replace(QUICK, label_epochs=0, unfrozen_epochs=0))
+    assert m2.classifier.network.hidden[-1].num_batches_tracked == 0
+
+
 @pytest.mark.parametrize("from_encoder", [False, True])
 def test_labels_train_all_layers_or_those_on_an_encoders_the_last_alone(from_encoder, m1, watch, both_kinds):
     m2, layers = new_m2(m1=m1 if from_encoder else None), ["output"] if from_encoder else ["input", "output"]

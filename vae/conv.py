@@ -15,9 +15,7 @@ from vae.networks import MLP
 
 def _halved(shape, times):
     """Return the size of images (C, H, W) and what it is halved to, rounded up: [(H, W), …, the smallest]."""
-    channels, height, width = shape
-    if width in (1, 3, 4) and channels not in (1, 3, 4) and min(channels, height) > width:
-        raise ValueError(f"{tuple(shape)} can only be (H, W, C); it must be (C, H, W), as of x.permute(0, 3, 1, 2)")
+    _, height, width = shape
     sizes = [(height, width)]
     for _ in range(times):
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
@@ -28,6 +26,10 @@ class ConvNet(MLP):
     """Convolutions of stride 2, then an MLP: (…, C, H, W) -> (…, *out_shape)."""
 
     def __init__(self, in_shape, hidden_dims, out_shape, num_classes=0, channels=(32, 64)):
+        depth, height, width = in_shape
+        if width in (1, 3, 4) and depth not in (1, 3, 4) and min(depth, height) > width:
+            found = tuple(in_shape)
+            raise ValueError(f"{found} can only be (H, W, C); it must be (C, H, W), as of x.permute(0, 3, 1, 2)")
         *_, smallest = _halved(in_shape, len(channels))
         super().__init__((channels[-1], *smallest), hidden_dims, out_shape, num_classes)
         self.convolutions = nn.Sequential()

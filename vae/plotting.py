@@ -45,7 +45,7 @@ def _show_tiles(axis, images, columns, title="", interpolation="none"):
 
 def image_grid(images, columns, title="", row_names=(), column_names=(), size=1):
     """Show images (N, C, H, W) as one tiled picture, `size` times as large; names of rows stand to their left."""
-    rows, (height, width) = len(images) // columns, images.shape[-2:]
+    rows, (height, width) = -(-len(images) // columns), images.shape[-2:]
     across = size * min(0.45, 6.5 / columns)  # of an image, in inches
     down = across * height / width
     beside, above = 0.9 if row_names else 0, 0.35 * bool(title) + 0.25 * bool(column_names)
@@ -64,12 +64,14 @@ def image_grid(images, columns, title="", row_names=(), column_names=(), size=1)
 def image_panels(panels, columns, panels_per_row=None, interpolation="none"):
     """Show several tiled pictures beside each other: `panels` maps titles to images (N, C, H, W)."""
     across = panels_per_row or len(panels)
-    down = len(panels) // across
+    down = -(-len(panels) // across)
     first = next(iter(panels.values()))
-    height = WIDTH / across * (len(first) // columns * first.shape[-2]) / (columns * first.shape[-1]) + 0.35
+    height = WIDTH / across * (-(-len(first) // columns) * first.shape[-2]) / (columns * first.shape[-1]) + 0.35
     figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * height), squeeze=False)
-    for axis, (title, images) in zip(axes.flat, panels.items(), strict=True):
+    for axis, (title, images) in zip(axes.flat, panels.items(), strict=False):
         _show_tiles(axis, images, columns, title, interpolation)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     figure.tight_layout(pad=0.4, w_pad=1.5)
     return figure
 

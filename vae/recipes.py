@@ -48,7 +48,9 @@ def build_m1(x_shape, z_dim=10, hidden_dims=(500, 500), decoder=BernoulliDecoder
 
 
 def train_m1(vae, batches, recipe, folder=None, **options):
-    """Train a VAE on `Batches`, as an `M1Recipe` says."""
+    """Train a VAE on `Batches`, as an `M1Recipe` says. ValueError for `iwae_epochs` without samples."""
+    if recipe.iwae_epochs and recipe.iwae_samples < 1:
+        raise ValueError(f"iwae_samples = {recipe.iwae_samples} must be at least 1 where there are iwae_epochs")
     kl_weight = 1.0
 
     def warm_up(epoch):
@@ -81,12 +83,12 @@ class LabelsRecipe(Recipe):
 
 def train_on_labels(classifier, batches, recipe, folder=None, **options):
     """Train a Classifier on the labeled rows of `SemiSupervisedBatches`: all of it, or what no encoder has trained."""
-    loss, learner = cross_entropy(classifier, batches), classifier.new_layers
+    loss, learner = label_loss(classifier, batches), classifier.new_layers
     classifier.eval()  # but for what learns
     return fit(loss, learner, batches, recipe, folder, epochs=recipe.epochs, name="labels only", **options)
 
 
-def cross_entropy(classifier, batches):
+def label_loss(classifier, batches):
     """Return −log q(y|x), in the mean, as a function of one of `batches`.
 
     Raises ValueError for other than `SemiSupervisedBatches`, and for labels that the classifier does not know.
@@ -147,16 +149,16 @@ def m2_loss(m2, batches, recipe):
 
 def train_m2(m2, batches, recipe, folder=None, **options):
     """Train a SemiSupervisedVAE on `SemiSupervisedBatches`, in the stages of an `M2Recipe`."""
-    supervised, both = cross_entropy(m2.classifier, batches), m2_loss(m2, batches, recipe)
+    supervised, both = label_loss(m2.classifier, batches), m2_loss(m2, batches, recipe)
     stages = [  # what learns, by which loss, for how long
         ("labels", m2.classifier.new_layers, supervised, recipe.label_epochs),
-        ("frozen", m2, both, recipe.frozen_epochs),
+        ("frozen", nn.ModuleList([m2.encoder, m2.decoder]), both, recipe.frozen_epochs),
         ("unfrozen", m2, both, recipe.unfrozen_epochs),
     ]
     history = []
     m2.eval()  # but for what learns
     for name, learner, loss, epochs in stages:
-        m2.classifier.requires_grad_(name != "frozen")  # where encoder and decoder alone learn
+        m2.classifier.requires_grad_(name != "frozen")
         if epochs:
             history += fit(loss, learner, batches, recipe, folder, epochs=epochs, name=name, **options)
     return history

@@ -36,7 +36,7 @@ class StackedSemiSupervisedVAE(Module):
     def draw_latents(features, generator):
         """Draw latents from the posteriors in `features`, anew for every batch: (B, 2A) -> (B, A)."""
         mean, stddev = features.chunk(2, dim=1)
-        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + stddev * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
     def label_posterior(self, x):
         """Return q(y|z1), of batch shape (B,), at the mean of q(z1|x)."""

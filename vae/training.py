@@ -47,7 +47,7 @@ def fit(
 
     `before_epoch(epoch)`, from 0, may change what the loss is made of. Returns the history, one dict per epoch: the
     mean loss, the updates and CPU seconds that it took, and what `evaluate()`, a dict of numbers, says after it. The
-    model ends in evaluation mode. `verbose=False` is silent but for what is taken from a file.
+    model ends in evaluation mode. `verbose=False` is silent but for what is found in a file.
 
     With `folder`, the run is saved to NAME.pt in it after each epoch and resumed from it, bit for bit; a finished run
     is taken as it is, and a line says so. A run is known by its recipe, by what it starts from (data, parameters,
@@ -81,7 +81,10 @@ def fit(
             record = {"loss": loss, "updates": len(batches), "cpu_seconds": time.process_time() - start}
             model.eval()
             with torch.no_grad():
-                history.append(plain_values(record | evaluate()))
+                found = evaluate()
+            if taken_names := record.keys() & found.keys():
+                raise ValueError(f"evaluate says {sorted(taken_names)}, which the history has already: rename it")
+            history.append(plain_values(record | found))
             if folder:
                 run.save(path, history)
             if verbose and bar.disable and time.monotonic() > told + 30:
@@ -98,6 +101,8 @@ def _optimizer(model, batches, recipe, epochs):
     """Return the optimizer and the schedule of its learning rate. ValueError for a schedule that is not known."""
     lr, weight_decay = float(recipe.lr), 0.0  # np.float64 could not be read from a checkpoint
     if recipe.weight_prior:
+        if not hasattr(batches, "num_rows"):
+            raise ValueError(f"weight_prior needs the number of rows: give {type(batches).__name__} a num_rows")
         weight_decay = float(recipe.weight_prior / batches.num_rows)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     if recipe.schedule == "constant":
