@@ -38,8 +38,8 @@ OTHERS = {  # published by others, of more layers, or of no VAE
 # Test error in % of M1+M2 in a public log, one draw: https://github.com/jonemeth/generative-models.
 LOG = {100: 2.80, 600: 2.35, 1000: 2.45, 3000: 2.44}
 UPDATES = (500, 2500, 5000, 10_000, 15_000, 30_000, 100_000, 160_000, 300_384)  # at which the plain recipe is shown
-# In the figure: how many points higher the title stands than the end of its line.
-DRAWN = {"mlp": 0, "m1mlp": 6, "m1svm": 6, "m1spread": -6, "m2": 0, "m1m2": -6}
+# In the figure, by the marker of each, from the most errors with 100 labels to the fewest.
+DRAWN = {"mlp": "o", "m1svm": "v", "m1mlp": "^", "m1spread": "D", "m1m2": "o", "m2": "o"}
 MODELS = {"m2": COLORS[0], "m1m2": COLORS[1]}  # beside which the paper's errors are drawn
 
 
@@ -231,18 +231,13 @@ def errors_against_labels(results):
         axis.errorbar(list(errors), means, deviations, fmt=line, capsize=3, **style)
 
     for key in (key for key in DRAWN if key in results):
-        errors, style = errors_by_count(results[key]), {"color": MODELS.get(key, "0.6")}
-        style["linewidth"] = 2.2 if key in MODELS else 1
-        draw(errors, "o-", **style)
-        place = {"xytext": (8, DRAWN[key]), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axis.annotate(BY_KEY[key].title, (max(errors), errors[max(errors)][0]), color=style["color"], **place)
+        title, style = BY_KEY[key].title, {"color": MODELS.get(key, "0.6"), "linewidth": 2.2 if key in MODELS else 1}
+        draw(errors_by_count(results[key]), f"{DRAWN[key]}-", label=title, **style)
         if key in MODELS:
-            draw(PAPER[key], "s:", alpha=0.6, **style)
-    lines = [axis.plot([], [], line, color="0.4", label=name) for line, name in (("s:", "the paper"), ("o-", "ours"))]
-    axis.legend(handles=[line for [line] in lines], frameon=False)
+            draw(PAPER[key], "s:", label=f"{title} in the paper", alpha=0.6, **style)
+    axis.legend(frameon=False)
     counts = sorted({n for cells in (*results.values(), PAPER["m2"]) for n in cells})
-    axis.set(xscale="log", yscale="log", xlim=(80, 14_000))  # with room for the titles
-    axis.set(xlabel="labelled images, of 50,000", ylabel="test error (%)")
+    axis.set(xscale="log", yscale="log", xlabel="labelled images, of 50,000", ylabel="test error (%)")
     axis.set_xticks(counts, [f"{n:,}" for n in counts])
     axis.set_yticks([2, 3, 5, 10, 20, 30], ["2", "3", "5", "10", "20", "30"])
     axis.minorticks_off()
