@@ -203,6 +203,8 @@ def own_summary(cells):
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     best = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
     draws = [result for results in cells.values() for result in results]
+    errors = [(cell, result["test_errors"]) for cell, results in cells.items() for result in results]
+    missed, (name, count) = max((each[own.GUARDED] - each[own.UNGUARDED], cell) for cell, each in errors)
     of_m2 = {method: points_over_labels(draws, method) for method in (own.UNGUARDED, own.GUARDED)}
     harmed = {method: sum(point > 1 for point in points) for method, points in of_m2.items()}
     gained = {method: sum(point < -1 for point in points) for method, points in of_m2.items()}
@@ -217,7 +219,8 @@ in {len(worse)} of {len(above)} cells with two draws or more{names}.
 - In {len(draws)} draws of all cells, M2 without the guard raises the error of {own.LABELS} by more than a point in \
 {harmed[own.UNGUARDED]}, at worst by {max(of_m2[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
 {gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(of_m2[own.GUARDED]):.1f}, \
-and lowers it in {gained[own.GUARDED]}.
+and lowers it in {gained[own.GUARDED]}. The largest gain of M2 that it misses \
+is {missed:.1f} points, on a draw of {name}, {count}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
 
