@@ -58,8 +58,11 @@ def _random_state_of_its_own(x):
 
 
 def _measured(logits, y):
-    """Return what logits (n, K) make of the classes y (n,), for `cv_results_`, at the temperature of least loss."""
-    log_losses = {t: cross_entropy(logits / t, y).item() for t in np.geomspace(0.5, 30, 41).tolist()}
+    """Return what logits (n, K) make of the classes y (n,), for `cv_results_`, at the temperature of least loss.
+
+    Of 1 or more: networks are too sure, and where no held-out label is wrong the least loss would be at 0.
+    """
+    log_losses = {t: cross_entropy(logits / t, y).item() for t in np.geomspace(0.5, 30, 41).clip(1).tolist()}
     temperature = min(log_losses, key=log_losses.get)
     return {
         "error": 100 * (logits.argmax(1) != y).double().mean().item(),
@@ -75,7 +78,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
     Parameters
     ----------
     likelihood : {"auto", "Bernoulli", "gray Bernoulli", "continuous Bernoulli", "Gaussian"}
-        p(x|y, z). By default a Bernoulli for images, and for tables in [0, 1], whose values are nearly all 0 or 1: they
+        p(x|y, z). By default a Bernoulli for tables of 0 and 1, and for images of nearly black and white pixels, which
         are drawn anew for each batch. For gray or color images a Bernoulli too, but of the values as they are, which
         is no density; a continuous one is. For other tables a Gaussian with a scale for each column, of standardized
         rows with noise of 0.5.
@@ -183,7 +186,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         """
         if y is None:
             raise ValueError("M2Classifier requires y to be passed, but the target y is None")
-        vars(self).pop("m2_", None)  # an earlier fit's, which may not come to its end
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)  # an earlier fit's: this one may not come to its end
         X = check_rows(self, X, reset=True)
         self.classes_, codes = encode_labels(y)
         check_consistent_length(X, codes)
@@ -342,11 +346,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
     def _of_rows(self, function, X):
         """Return `function(rows)` of all scaled rows, an array (N, …)."""
-        check_is_fitted(self, "m2_")
+        check_is_fitted(self)
         X = check_rows(self, X, reset=False)
         if self.likelihood_ != "Gaussian":
             check_range(X, self.shift_.flat[0], self.scale_.flat[0])
-        return in_batches(function, self._scaled(X)).numpy()
+        return in_batches(lambda rows: function(self._scaled(X[rows.numpy()])), torch.arange(len(X))).numpy()
 
     def predict_proba(self, X):
         """Return q(y|x), its logits divided by `temperature_`, in the order of `classes_`: (N, K)."""
@@ -371,7 +375,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         their expected value (see `vae.networks`), and a Gaussian's density is that of rows with the noise of training.
         −∞ for what is too far away to compute.
         """
-        check_is_fitted(self, "m2_")
+        check_is_fitted(self)
         noise = torch.from_numpy(np.random.RandomState(0).standard_normal((10, self.m2_.encoder.z_dim)))
 
         def bound(x):
@@ -388,7 +392,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         noise of training. A gray Bernoulli gives the mean in any case, for its draws would be black or white. An int as
         `random_state` draws the same rows again.
         """
-        check_is_fitted(self, "m2_")
+        check_is_fitted(self)
         if label is not None and (np.ndim(label) or label not in self.classes_):
             raise ValueError(f"label = {label!r} must be one of {self.classes_.tolist()}")
         number = None if label is None else int(np.flatnonzero(self.classes_ == label)[0])
@@ -402,7 +406,7 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
 
         A generator as `random_state` is not kept.
         """
-        check_is_fitted(self, "m2_")
+        check_is_fitted(self)
         kept = {name: value for name, value in vars(self).items() if name != "m2_"} | {"device": str(self.device)}
         if not isinstance(self.random_state, Integral):
             kept["random_state"] = None  # a file keeps no generator
@@ -423,6 +427,9 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
                 setattr(self, name, np.array(getattr(self, name)))
         self.x_shape_ = tuple(self.x_shape_)
         return self
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "m2_")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -85,7 +85,9 @@ def check_rows(estimator, X, reset):
                 raise ValueError("X holds dates beside numbers: make numbers of them, such as days") from error
             if "could not convert" not in str(error):
                 raise
-            raise ValueError(f"X holds text ({error}): in a Pipeline, put OneHotEncoder before it") from error
+            raise ValueError(
+                f"X holds text ({error}): in a Pipeline, put OneHotEncoder(sparse_output=False) before it"
+            ) from error
     if np.isnan(X).any():
         raise ValueError("X holds NaN: in a Pipeline, put SimpleImputer before it")
     if np.isinf(X).any():
@@ -98,13 +100,14 @@ def check_rows(estimator, X, reset):
 
 def choose_likelihood(X):
     """Return the likelihood that suits rows X: "Gaussian" for a table, and for images, or 0 and 1, a Bernoulli."""
+    if np.isin(X, (0, 1)).all():
+        return "Bernoulli"
+    if X.ndim == 2:
+        return "Gaussian"
     low, high = pixel_range(X)
     pixels = (X - low) / (high - low)
     nearly_binary = (pixels > 0.9).mean() > 0.02 and ((pixels < 0.1) | (pixels > 0.9)).mean() > 0.8
-    binary = np.isin(X, (0, 1)).all()
-    if (binary or nearly_binary) and (X.ndim > 2 or (low, high) == (0, 1)):
-        return "Bernoulli"
-    return "gray Bernoulli" if X.ndim > 2 else "Gaussian"
+    return "Bernoulli" if nearly_binary else "gray Bernoulli"
 
 
 def pixel_range(X):
@@ -114,8 +117,8 @@ def pixel_range(X):
 
 def check_range(X, low, width):
     """Raise ValueError if X are on another scale than the pixels in [low, low + width] that a model was fitted to."""
-    fractions_of_one = width > 100 and X.min() >= 0 and 0 < X.max() <= 1 and (X % 1).any()
-    if not (X.max() > low + 2 * width or X.min() < low - width or fractions_of_one):
+    of_a_smaller_scale = width > 100 and 0 < X.max() <= width / 200  # 1 or −1…1 beside 255, 255 beside 65,535
+    if not (X.max() > low + 2 * width or X.min() < low - width or of_a_smaller_scale):
         return
     found = f"in [{X.min():g}, {X.max():g}], but those that it was fitted to in [{low:g}, {low + width:g}]"
     if X.ndim == 2:
