@@ -4,7 +4,8 @@ A cell is a data set × labels a class × draw, of `experiments.own_data`. The e
 on digits and make-classification, draws 0 to 2, 1000 and 1001, those for images on MNIST and Fashion-MNIST, draw 1000;
 its rule after a look at draws 0 to 5. So the ten draws are 6 to 15. scikit-learn's methods have its defaults, but for
 more iterations, and 7 nearest neighbors in label spreading; they get tables with columns standardized by the training
-rows, and images as they are, flat. Of the three whose probabilities are judged, the guarded M2 alone tempers its own.
+rows, and pixels in [0, 1], those of digits too, as they are, flat. Of the three whose probabilities are judged, the
+guarded M2 alone tempers its own.
 """
 
 import hashlib
@@ -72,10 +73,10 @@ def m2_classifiers(config):
 
 def flattened(x, x_test):
     """Return rows and test rows as scikit-learn's methods get them: (N, D)."""
-    if x.ndim == 2:
-        scaler = StandardScaler().fit(x)
-        return scaler.transform(x), scaler.transform(x_test)
-    return x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    if x.min() >= 0 and x.max() <= 1:  # pixels
+        return x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    scaler = StandardScaler().fit(x)
+    return scaler.transform(x), scaler.transform(x_test)
 
 
 def measure(config, folder):

@@ -43,6 +43,12 @@ class Own:
         return replace(self, max_rows=600, updates=40)
 
 
+def digits():
+    """Return scikit-learn's digits as a table of pixels in [0, 1]."""
+    x, y = datasets.load_digits(return_X_y=True)
+    return x / 16, y
+
+
 def images(data, *parts):
     """Return images (N, H, W) and labels of these parts of a `DataSet`."""
     x, y = (torch.cat(of_parts).numpy() for of_parts in zip(*map(data.part, parts), strict=True))
@@ -93,7 +99,7 @@ def make_classification(split):
 
 WHOLE_SUFFIX = "-60000"  # of all images but the data set's own test images
 DATA = {  # functions of the split
-    "digits": lambda split: datasets.load_digits(return_X_y=True),
+    "digits": lambda split: digits(),
     "breast-cancer": lambda split: datasets.load_breast_cancer(return_X_y=True),
     "wine": lambda split: datasets.load_wine(return_X_y=True),
     "embedded-mnist": lambda split: images(embedded_mnist(), "train", "valid", "test"),

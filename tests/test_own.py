@@ -80,6 +80,9 @@ def test_committed_results_are_of_todays_draws_settings_and_estimator():
         assert cell.split in own_data.SPLITS
         assert result["settings"] == plain(cell) and own.job_of(cell).path == f"own/{result['name']}"
         assert list(result["cv_results"]) == ["labels alone", "M2"]
+        assert min(found["temperature"] for found in result["cv_results"].values()) >= 1
+        if result["data"] in ("digits", "breast-cancer", "wine"):  # which no processor computes
+            assert result["data_checksum"] == own.checksum(draw(cell))
 
 
 def results(errors, chosen="M2"):
