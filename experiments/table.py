@@ -191,13 +191,22 @@ def points_over_labels(results, method):
     return [result["test_errors"][method] - result["test_errors"][own.LABELS] for result in results]
 
 
+def harm_and_help(results, method):
+    """Return in how many of `results` a method errs more than the labels alone, in how many less, as a text."""
+    points = points_over_labels(results, method)
+    more, less = [p for p in points if p > 1], [-p for p in points if p < -1]
+    return f"""{method} errs more in {len(more)} ({sum(more):.0f} points in all, at most {max(points):.1f}) \
+and less in {len(less)} ({sum(less):.0f} points in all)"""
+
+
 def own_summary(cells):
     """Return each method's mean rank, how often M2 does harm, guarded or not, and how often the guarded helps most."""
     means = {method: own.mean_errors(cells, method) for method in own.METHODS}
     ranks = rankdata([*means.values()], axis=0).mean(1).tolist()
     above = {cell: points_over_labels(results, own.GUARDED) for cell, results in cells.items() if len(results) > 1}
+    by_m2 = [cell for cell in above if any(result["chosen"] != own.LABELS for result in cells[cell])]
     error = {cell: stdev(points) / len(points) ** 0.5 for cell, points in above.items()}
-    worse = [cell for cell, points in above.items() if mean(points) > error[cell] + 1e-9]  # rounding, where they equal
+    worse = [cell for cell in by_m2 if mean(above[cell]) > error[cell] + 1e-9]  # rounding, where they equal
     names = f": {'; '.join(f'{name}, {count}' for name, count in worse)}" if worse else ""
     by_cell = [dict(zip(means, errors, strict=True)) for errors in zip(*means.values(), strict=True)]
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
@@ -205,22 +214,17 @@ def own_summary(cells):
     draws = [result for results in cells.values() for result in results]
     errors = [(cell, result["test_errors"]) for cell, results in cells.items() for result in results]
     missed, (name, count) = max((each[own.GUARDED] - each[own.UNGUARDED], cell) for cell, each in errors)
-    of_m2 = {method: points_over_labels(draws, method) for method in (own.UNGUARDED, own.GUARDED)}
-    harmed = {method: sum(point > 1 for point in points) for method, points in of_m2.items()}
-    gained = {method: sum(point < -1 for point in points) for method, points in of_m2.items()}
     unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
     table = rows([f"{len(cells)} cells", *own.METHODS], ["mean rank, 1 the best", *(f"{rank:.1f}" for rank in ranks)])
     return f"""{table}
 
-- {own.GUARDED} is worse than {own.LABELS}, by more than one standard error of the difference, \
-in {len(worse)} of {len(above)} cells with two draws or more{names}.
+- Of {len(above)} cells with two draws or more, M2 answers in {len(by_m2)} at least once; there {own.GUARDED} is worse \
+than {own.LABELS}, by more than one standard error of the difference, in {len(worse)}{names}.
 - Where some semi-supervised method, M2 among them, beats {own.LABELS}, {own.GUARDED} beats {own.SPREADING} and \
 {own.TRAINING} in {len(best)} of {len(helped)} cells.
-- In {len(draws)} draws of all cells, M2 without the guard raises the error of {own.LABELS} by more than a point in \
-{harmed[own.UNGUARDED]}, at worst by {max(of_m2[own.UNGUARDED]):.1f}, and lowers it by more than a point in \
-{gained[own.UNGUARDED]}; {own.GUARDED} raises it in {harmed[own.GUARDED]}, at worst by {max(of_m2[own.GUARDED]):.1f}, \
-and lowers it in {gained[own.GUARDED]}. The largest gain of M2 that it misses \
-is {missed:.1f} points, on a draw of {name}, {count}.
+- Beside {own.LABELS}, in {len(draws)} draws, by more than a point: {harm_and_help(draws, own.UNGUARDED)}; \
+{harm_and_help(draws, own.GUARDED)}. The largest gain that the guard misses is {missed:.1f} points, \
+on a draw of {name}, {count}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
 

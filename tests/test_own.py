@@ -104,11 +104,12 @@ def test_table_and_summary_compare_draw_by_draw():
     assert lines[2].startswith("| digits, 3 | 15.0 ± 7.1 |") and lines[2].endswith("| 7.0 ± 2.8 | 2 of 2 |")
     assert lines[4].endswith("| 15.1 ± 8.6 | 0 of 2 |")
     told = table.own_summary(cells)
-    assert "in 1 of 3 cells with two draws or more: digits, 10" in told
+    assert "Of 3 cells with two draws or more, M2 answers in 2 at least once" in told
+    assert "standard error of the difference, in 1: digits, 10." in told
     assert "in 1 of 2" in told
-    assert "M2 without the guard raises the error of labels alone by more than a point in 6, at worst by 40.0" in told
-    assert "M2Classifier raises it in 4, at worst by 2.2, and lowers it in 2. The largest" in told
-    assert "that it misses is 3.0 points, on a draw of digits, 30." in told
+    assert "M2, unguarded errs more in 6 (200 points in all, at most 40.0) and less in 1 (4 points in all);" in told
+    assert "M2Classifier errs more in 4 (7 points in all, at most 2.2) and less in 2 (16 points in all)." in told
+    assert "that the guard misses is 3.0 points, on a draw of digits, 30." in told
     assert "labels alone 9.0 %, M2, unguarded 20.0 %, M2Classifier 4.0 %." in told
     assert table.own_values(cells)["own-digits-3"] == "7.0 ± 2.8"
     assert table.own_values(cells)["own-digits-3-alone"] == "15.0 ± 7.1"
