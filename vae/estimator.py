@@ -60,7 +60,7 @@ def _random_state_of_its_own(x):
 def _measured(logits, y):
     """Return what logits (n, K) make of the classes y (n,), for `cv_results_`, at the temperature of least loss.
 
-    Of 1 or more: networks are too sure, and where no held-out label is wrong the least loss would be at 0.
+    Of 1 or more: where no held-out label is wrong the loss is least at 0, and probabilities would be far too sure.
     """
     log_losses = {t: cross_entropy(logits / t, y).item() for t in np.geomspace(0.5, 30, 41).clip(1).tolist()}
     temperature = min(log_losses, key=log_losses.get)
