@@ -162,14 +162,10 @@ def jobs(names):
 
 def measure(config, folder):
     """Return bounds and log-likelihoods in nats, on the test data, and the trained VAE, or None if it diverged."""
-    start = _trained(config.start, folder) if config.start else None
-    train_rows, valid, test, truth = _data(config)  # seeds the global generator
-
-    def bounds(vae):
-        return {"valid_elbo": evaluate_mean(vae.elbo, valid), "test_elbo": evaluate_mean(vae.elbo, test)}
-
+    start = _started(config.start, folder) if config.start else None
+    *_, test, truth = data = _data(config)
     try:
-        vae, history = config.train(train_rows, folder, start, bounds)
+        vae, history = _train(config, data, folder, start)
     except FloatingPointError as error:
         vae, history, result = None, [], {"diverged": str(error)}
     else:
@@ -187,7 +183,10 @@ def measure(config, folder):
 
 
 def _data(config):
-    """Return training rows, validation rows, test rows, and the density that they are from, if it is known."""
+    """Return training rows, validation rows, test rows, and the density that they are from, if it is known.
+
+    Seeds the global generator.
+    """
     torch.manual_seed(config.seed)
     if config.data == TOY:
         density = two_gaussians()
@@ -199,14 +198,23 @@ def _data(config):
     return data.train_images, valid, test, None
 
 
-def _trained(name, folder):
-    """Return the VAE of the run `name`: what it left beside `folder`, or trained now, in a folder below."""
+def _train(config, data, folder, start=None):
+    """Return the VAE trained on `data`, and its history, with the bounds after each epoch, which draw noise, too."""
+    rows, valid, test, _ = data
+
+    def bounds(vae):
+        return {"valid_elbo": evaluate_mean(vae.elbo, valid), "test_elbo": evaluate_mean(vae.elbo, test)}
+
+    return config.train(rows, folder, start, bounds)
+
+
+def _started(name, folder):
+    """Return the VAE of the run `name`: what it left beside `folder`, or the same, trained now in a folder below."""
     [job] = jobs([name])
-    rows, *_ = _data(job.config)
     left = folder.parent / name / MODEL
     if left.exists() and (vae := load(left)).about["settings"] == plain(job.config):
         return vae
-    return job.config.train(rows, folder / "start")[0]
+    return _train(job.config, _data(job.config), folder / "start")[0]
 
 
 def _measured(vae, test, config, truth):

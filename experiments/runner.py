@@ -170,7 +170,10 @@ def workers(jobs, scheduler=None):
     client = contextlib.nullcontext()
     backend = {"backend": "loky", "n_jobs": jobs or joblib.cpu_count(), "inner_max_num_threads": 1}
     if scheduler is not None:
-        from dask.distributed import Client
+        try:
+            from dask.distributed import Client
+        except ImportError as error:
+            raise UserError("Dask is not installed: pip install -e '.[cluster]'") from error
 
         client = Client(scheduler, timeout=20)
         backend = {"backend": "dask", "client": client}

@@ -296,11 +296,12 @@ def with_values(text, values):
 def write():
     """Write the figures, and all values into README and docs/. UserError where there is nothing to show."""
     known = values()
+    pages = [Path("README.md"), *Path("docs").glob("*.md")]
+    texts = {page: with_values(page.read_text(), known) for page in pages}  # all, before anything is written
     write_figure(errors_against_labels(read_results(RESULTS, DRAWN)), FIGURE)
     write_figure(m1m2_over_updates(read_results(RESULTS, M1M2_ROWS)), M1M2_FIGURE)
     write_figure(own.against_labels_alone(own.read_results(OWN)), OWN_FIGURE)
-    for page in (Path("README.md"), *Path("docs").glob("*.md")):
-        text = with_values(page.read_text(), known)
+    for page, text in texts.items():
         with atomic_path(page) as partial:
             partial.write_text(text)
     print(f"README.md, docs/*.md and three figures show {len(known)} tables and numbers")

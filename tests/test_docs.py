@@ -1,5 +1,7 @@
 """The repository: documents name what exists, and their examples run."""
 
+import base64
+import gzip
 import json
 import re
 import shlex
@@ -11,8 +13,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from experiments import m1, ssl
+from experiments import m1, page, ssl
 from experiments.__main__ import parse
+from vae import load_pretrained
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -102,3 +105,16 @@ def test_the_readmes_snippet_runs_and_what_it_makes_can_be_plotted(monkeypatch, 
     exec(code, made := {})
     shown = {name: value.numpy() for name, value in made.items() if torch.is_tensor(value)}
     assert shown["threes"].shape == shown["sevens"].shape == (9, 1, 28, 28)
+
+
+def test_the_committed_page_is_made_of_these_sources_and_weights():
+    committed = page.PAGE.read_text("utf-8")
+    html, css, js = ((page.SOURCE / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    assert css in committed and js in committed and len(committed) < 6e6
+    kept = [line for line in html.splitlines() if not re.search(r"{|'self'|page\.(css|js)", line)]
+    assert len(kept) > 50 and not [line for line in kept if line not in committed]
+    assert "{" not in re.sub("<(style|script)>.*?</(style|script)>", "", committed, flags=re.DOTALL)  # all filled in
+    for name in page.PARTS:
+        packed = page.pack_model(name, load_pretrained(name))
+        blocks = re.search(f'id="{name}">([^<]*)<', committed)[1], packed
+        assert len({gzip.decompress(base64.b64decode(block)) for block in blocks}) == 1

@@ -1,7 +1,5 @@
 """The page in a headless Chromium, beside PyTorch with the page's 8-bit weights: `make browser-test`."""
 
-import base64
-import gzip
 import json
 import re
 import threading
@@ -121,6 +119,16 @@ def test_a_test_image_stands_there_until_one_draws_and_strokes_are_undone(opened
     assert opened.text("#m2-100-answer").startswith("I read a 0")
 
 
+def test_a_second_finger_and_the_right_button_draw_nothing_and_some_browsers_bring_moves_one_by_one(opened):
+    opened.run("PointerEvent.prototype.getCoalescedEvents = () => []")
+    assert opened.draw(SEVEN).startswith("I read a 7")
+    drawn = opened.pixels("#pad")
+    for other in ("isPrimary: false", "isPrimary: true, button: 2"):
+        event = f"new PointerEvent('pointerdown', {{ pointerId: 9, clientX: 9, clientY: 9, {other} }})"
+        opened.run(f"$('pad').dispatchEvent({event})")
+    assert opened.pixels("#pad") == drawn and opened.text("#hint") == "Your drawing"
+
+
 def test_what_was_never_seen_is_said_as_often_as_the_page_says(opened, models):
     m2, mnist = page.as_in_page("m2-100", models["m2-100"]), load_mnist()
     limit = float(opened.find("#m2-100-threshold").get_attribute("value"))
@@ -147,13 +155,6 @@ def test_two_models_answer_side_by_side_and_only_one_writes_ten_digits(opened):
     assert spread["m2-100"] > 3 * spread["m2-naive"]
     tops = [opened.box(f"#{name}-answer")[1] for name in ("m2-100", "m2-naive")]
     assert tops[0] == tops[1]
-
-
-def test_words_of_the_theory_are_folded(opened):
-    words = ["q(y|x)", "−L(x, y)", "nats", "noise", "entropy"]
-    assert not [word for word in words if word in opened.text("main")]
-    opened.click("summary")
-    assert all(word in opened.text("main") for word in words)
 
 
 def test_a_number_is_written_in_the_style_and_saved(opened, browser, tmp_path):
@@ -215,12 +216,3 @@ def test_the_card_and_the_icon_are_the_pages_own():
     [card] = re.findall('property="og:image" content="([^"]*)"', head)
     assert Image.open(page.PAGE.parent / card).size == (2400, 1260)  # what cards are cut to
     assert re.search('rel="icon" href="data:image/svg', head) and "Draw one digit" in head
-
-
-def test_committed_page_is_made_of_these_weights(models):
-    committed = page.PAGE.read_text("utf-8")
-    assert (page.SOURCE / "page.js").read_text("utf-8") in committed and len(committed) < 6e6
-    assert "{" not in re.sub("<(style|script)>.*?</(style|script)>", "", committed, flags=re.DOTALL)  # all filled in
-    for name in page.PARTS:
-        blocks = re.search(f'id="{name}">([^<]*)<', committed)[1], page.pack_model(name, models[name])
-        assert len({gzip.decompress(base64.b64decode(block)) for block in blocks}) == 1

@@ -277,7 +277,7 @@ function seen(probs) {
 // The pad: strokes on it, or a test image, or nothing. Calls onChange with 784 pixels, or null for nothing.
 function startPad(onChange) {
   const pad = $("pad"), context = pad.getContext("2d", { willReadFrequently: true });
-  let strokes = [], example = null, waiting = false;
+  let strokes = [], stroke = [], example = null, waiting = false;
   Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: pad.width / 12 });
 
   function update() {
@@ -296,18 +296,22 @@ function startPad(onChange) {
 
   function lineTo(event) {
     const { left, top, width } = pad.getBoundingClientRect(), scale = pad.width / width;
-    strokes.at(-1).push([scale * (event.clientX - left), scale * (event.clientY - top)]);
+    stroke.push([scale * (event.clientX - left), scale * (event.clientY - top)]);
     if (!waiting) requestAnimationFrame(() => { waiting = false; update(); });
     waiting = true;
   }
 
   pad.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary || event.button) return;  // a second finger, a right click
     pad.setPointerCapture(event.pointerId);
-    [strokes, example] = [[...strokes, []], null];
+    stroke = [];
+    [strokes, example] = [[...strokes, stroke], null];
     lineTo(event);
   });
   pad.addEventListener("pointermove", (event) => {
-    if (pad.hasPointerCapture(event.pointerId)) (event.getCoalescedEvents?.() ?? [event]).forEach(lineTo);
+    if (!pad.hasPointerCapture(event.pointerId)) return;
+    const points = event.getCoalescedEvents?.() ?? [];  // none in some browsers
+    (points.length ? points : [event]).forEach(lineTo);
   });
   $("undo").addEventListener("click", () => put(strokes.slice(0, -1)));
   $("clear").addEventListener("click", () => put([]));
