@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments import UserError, own, own_data, table
 from experiments.own_data import CELLS, DATA, Own, draw
-from experiments.runner import load_result, plain, run_jobs
+from experiments.runner import load_result, plain, run_jobs, write_result
 
 COMMITTED = sorted((Path(__file__).parent.parent / "results/own").glob("*.json"))
 
@@ -54,11 +54,13 @@ def test_so_many_labels_are_drawn_and_no_row_trains_and_tests(name, monkeypatch)
 
 
 def test_a_cell_is_computed_once_and_has_a_number_for_each_method(tmp_path, capsys):
-    job = own.job_of(Own("wine", 3, 1).smoke())
+    job = own.job_of(Own("wine", 3, 6).smoke())
     for there in (0, 1):
         run_jobs([job], joblib.Parallel(return_as="generator_unordered"), tmp_path, tmp_path / "state")
         assert f"{there} of 1 results are there" in capsys.readouterr().out
     [[result]] = own.read_results(tmp_path / "own").values()
+    write_result(result | {"name": "wine-3-0", "split": 0}, tmp_path / "own/wine-3-0.json")
+    assert own.read_results(tmp_path / "own") == {("wine", 3): [result]}  # by draw 0 settings were chosen
     for what in ("test_errors", "cpu_seconds"):
         assert list(result[what]) == list(own.METHODS)
         assert min(result[what].values()) >= 0
