@@ -212,8 +212,8 @@ def own_summary(cells):
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     best = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
     draws = [result for results in cells.values() for result in results]
-    errors = [(cell, result["test_errors"]) for cell, results in cells.items() for result in results]
-    missed, (name, count) = max((each[own.GUARDED] - each[own.UNGUARDED], cell) for cell, each in errors)
+    in_cells = ((cell, result["test_errors"]) for cell, results in cells.items() for result in results)
+    missed, (name, count) = max((errors[own.GUARDED] - errors[own.UNGUARDED], cell) for cell, errors in in_cells)
     unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
     table = rows([f"{len(cells)} cells", *own.METHODS], ["mean rank, 1 the best", *(f"{rank:.1f}" for rank in ranks)])
     return f"""{table}

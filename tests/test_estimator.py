@@ -195,7 +195,7 @@ def test_large_images_are_convolved():
         (X > 1.5, "Bernoulli"),
         (np.eye(60), "Bernoulli"),  # one column for each of many categories
         (255 * (X > 1.5), "Gaussian"),
-        (np.c_[np.linspace(0, 1, 60), np.eye(60)], "Gaussian"),  # in [0, 1], but one column is no yes or no
+        (np.c_[np.linspace(0, 1, 60), np.eye(10)[np.arange(60) % 10]], "Gaussian"),  # one is no yes or no
         (np.c_[X > 1.5, 2015 + np.arange(60) % 9], "Gaussian"),  # a year
         (X, "Gaussian"),
         (pictures()[0], "gray Bernoulli"),

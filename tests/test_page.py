@@ -120,12 +120,17 @@ def test_a_test_image_stands_there_until_one_draws_and_strokes_are_undone(opened
 
 
 def test_a_second_finger_and_the_right_button_draw_nothing_and_some_browsers_bring_moves_one_by_one(opened):
+    from tests.browser import PAINTED
+
     opened.run("PointerEvent.prototype.getCoalescedEvents = () => []")
     assert opened.draw(SEVEN).startswith("I read a 7")
     drawn = opened.pixels("#pad")
+    opened.run("$('pad').setPointerCapture = () => 0")  # these pointers are not real
+    left, top, *_ = opened.box("#pad")
     for other in ("isPrimary: false", "isPrimary: true, button: 2"):
-        event = f"new PointerEvent('pointerdown', {{ pointerId: 9, clientX: 9, clientY: 9, {other} }})"
+        event = f"new PointerEvent('pointerdown', {{ clientX: {left + 20}, clientY: {top + 20}, {other} }})"
         opened.run(f"$('pad').dispatchEvent({event})")
+    opened.run(PAINTED)
     assert opened.pixels("#pad") == drawn and opened.text("#hint") == "Your drawing"
 
 
@@ -155,6 +160,13 @@ def test_two_models_answer_side_by_side_and_only_one_writes_ten_digits(opened):
     assert spread["m2-100"] > 3 * spread["m2-naive"]
     tops = [opened.box(f"#{name}-answer")[1] for name in ("m2-100", "m2-naive")]
     assert tops[0] == tops[1]
+
+
+def test_words_of_the_theory_are_folded(opened):
+    words = ["q(y|x)", "−L(x, y)", "nats", "noise", "entropy"]
+    assert not [word for word in words if word in opened.text("main")]
+    opened.click("summary")
+    assert all(word in opened.text("main") for word in words)
 
 
 def test_a_number_is_written_in_the_style_and_saved(opened, browser, tmp_path):

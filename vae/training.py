@@ -80,11 +80,7 @@ def fit(
             loss = _train_epoch(loss_fn, batches, run, epoch, recipe.bf16, bar)
             record = {"loss": loss, "updates": len(batches), "cpu_seconds": time.process_time() - start}
             model.eval()
-            with torch.no_grad():
-                found = evaluate()
-            if taken_names := record.keys() & found.keys():
-                raise ValueError(f"evaluate says {sorted(taken_names)}, which the history has already: rename it")
-            history.append(plain_values(record | found))
+            history.append(_evaluated(record, evaluate))
             if folder:
                 run.save(path, history)
             if verbose and bar.disable and time.monotonic() > told + 30:
@@ -113,6 +109,15 @@ def _optimizer(model, batches, recipe, epochs):
     if recipe.schedule == "one cycle":
         return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     raise ValueError(f'schedule = {recipe.schedule!r} must be "constant", "falling" or "one cycle"')
+
+
+@torch.no_grad()
+def _evaluated(record, evaluate):
+    """Return an epoch's record and what `evaluate()` says. ValueError for a name that the record has already."""
+    found = evaluate()
+    if both := record.keys() & found.keys():
+        raise ValueError(f"evaluate says {sorted(both)}, which the history has already: rename it")
+    return plain_values(record | found)
 
 
 def _progress_bar(name, done, total, verbose):
