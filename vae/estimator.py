@@ -241,7 +241,10 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         return prior
 
     def _choose(self, x, y, m1, seed):
-        """Measure both on held-out labels, choose one, report. To answer, M2 needs fewer errors and less log loss."""
+        """Measure both on held-out labels, choose one, report.
+
+        To answer, M2 needs a lower log loss and at least two errors fewer: one is within its standard error.
+        """
         folds = labeled_folds(y.cpu().numpy(), self.cv, seed)
         truth = torch.cat([y[rows] for _, rows in folds]).cpu()
 
@@ -252,8 +255,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         labels = measure(None, replace(RECIPES[LABELS], frozen_epochs=0))  # which do not change the classifier
         m2 = measure(m1, RECIPES[M2])
         self.cv_results_ = {LABELS: labels, M2: m2}
-        better = m2["error"] < labels["error"] and m2["log_loss"] < labels["log_loss"]
-        self.chosen_ = M2 if better else LABELS
+        fewer = round(len(truth) * (labels["error"] - m2["error"]) / 100)
+        self.chosen_ = M2 if fewer > 1 and m2["log_loss"] < labels["log_loss"] else LABELS
         self.temperature_ = self.cv_results_[self.chosen_]["temperature"]
         self.report_ = self._report(len(truth))
         harm = m2["error"] - labels["error"]
