@@ -120,7 +120,8 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         The same in numbers, for both: `error` and `calibration_error` in %, `log_loss` in nats, `temperature`; empty
         where nothing is held out.
     chosen_ : str
-        Which answers: "labels alone" or "M2".
+        Which answers: "M2" if it gets at least two held-out labels fewer wrong, at a lower log loss, else "labels
+        alone". With `cv=None` it is `answers`.
     temperature_ : float
         What its logits are divided by, as suits the held-out labels best; 1 where none are held out.
     likelihood_ : str
@@ -255,11 +256,11 @@ class M2Classifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transformer
         labels = measure(None, replace(RECIPES[LABELS], frozen_epochs=0))  # which do not change the classifier
         m2 = measure(m1, RECIPES[M2])
         self.cv_results_ = {LABELS: labels, M2: m2}
-        fewer = round(len(truth) * (labels["error"] - m2["error"]) / 100)
+        harm = m2["error"] - labels["error"]
+        fewer = round(-harm * len(truth) / 100)
         self.chosen_ = M2 if fewer > 1 and m2["log_loss"] < labels["log_loss"] else LABELS
         self.temperature_ = self.cv_results_[self.chosen_]["temperature"]
         self.report_ = self._report(len(truth))
-        harm = m2["error"] - labels["error"]
         if harm > 0:
             warnings.warn(
                 f"labels alone answer: M2 would have raised the error on held-out labels by {harm:.1f} points, "
