@@ -141,14 +141,14 @@ def run(data_name, cells, num_workers, scheduler, results, state):
         run_jobs([job_of(data_name, *cell, m1s.get(key)) for cell, key in keys.items()], parallel, results, state)
 
 
-def read_results(folder, methods, splits=SPLITS):
-    """Return {method: {number of labels: [result, …]}} of a folder, in the order of `methods` and of `splits`.
+def read_results(folder, methods):
+    """Return {method: {number of labels: [result, …]}} of a folder, in the order of `methods` and of SPLITS.
 
     Raises UserError, with its path, for a file that is no result.
     """
     results = sorted(map(load_result, folder.glob("*.json")), key=lambda r: (r["num_labeled"], r["split"]))
     found = {method: {} for method in methods}
     for result in results:
-        if result["method"] in found and result["split"] in splits:
+        if result["method"] in found and result["split"] in SPLITS:
             found[result["method"]].setdefault(result["num_labeled"], []).append(result)
     return {method: by_count for method, by_count in found.items() if by_count}

@@ -7,7 +7,6 @@ model here was trained on.
 import torch
 from torch.nn.functional import avg_pool1d, interpolate
 
-from vae.data import DataSet
 from vae.evaluation import in_batches
 
 FALSE_ALARMS = 0.02  # of the validation images
@@ -38,8 +37,8 @@ def scribbles(turns):
     return (PEN - distance).clamp(0, 1).view(-1, 1, 28, 28)
 
 
-def kinds(mnist: DataSet, fashion: DataSet):
-    """Return images (N, 1, 28, 28) of each kind, from digits to what is least like one, by their names."""
+def kinds(mnist, fashion):
+    """Return images (N, 1, 28, 28) of each kind, from digits to what is least like one, of two `DataSet`s."""
     test = mnist.test_images[:: len(mnist.test_images) // NUM_IMAGES]
     order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
     return {

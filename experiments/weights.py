@@ -3,8 +3,6 @@
 Each is stored in half precision, and its error, or bound, is that of the stored numbers.
 """
 
-from pathlib import Path
-
 import torch
 
 from experiments.data import load_data
@@ -35,12 +33,12 @@ def measure(model, data):
     return {"test_bound": round(evaluate_mean(bound, *rows), 2)}
 
 
-def write(folder=WEIGHTS):
-    """Write all of them to `folder`. FileNotFoundError, before any is written, where one is not trained yet."""
+def write():
+    """Write them into the package. FileNotFoundError, before any is written, where one is not trained yet."""
     models = {name: load(path).half().float() for name, (path, _) in SOURCES.items()}  # what the files will hold
     data = load_data("mnist")
     for name, model in models.items():
-        target = Path(folder) / f"{name}.safetensors"
+        target = WEIGHTS / f"{name}.safetensors"
         about = {"what": SOURCES[name][1], "data": data.name, "data_checksum": data.checksum, "license": "MIT"}
         about |= model.about | measure(model, data)
         model.save(target, dtype=torch.float16, **about)

@@ -115,13 +115,13 @@ class Page:
         return self.run("scrollY") - before
 
 
-def write_picture(folder=Path("docs")):
+def write_picture():
     """Write a picture of the page with a drawn 2, of the size that preview cards are cut to."""
     with TemporaryDirectory() as profile, launch(profile) as browser:
-        page = Page(browser, (folder / "index.html").absolute().as_uri(), size=(1200, 630), pixel_ratio=2)
+        page = Page(browser, Path("docs/index.html").absolute().as_uri(), size=(1200, 630), pixel_ratio=2)
         page.draw(TWO)
         browser.execute_script("scrollTo(0, 0); document.documentElement.style.overflow = 'hidden'")  # no scroll bar
-        (folder / "page.png").write_bytes(browser.get_screenshot_as_png())
+        Path("docs/page.png").write_bytes(browser.get_screenshot_as_png())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets, where they are sought, labeled subsets, batches; with `pytest -m full_mnist`, MNIST itself."""
+"""Data sets, where they are sought, labeled subsets, batches."""
 
 import os
 import shutil

@@ -656,12 +656,6 @@ def test_rows_that_are_far_away_have_a_score_too(fitted):
     assert (fitted.score_samples(1e6 * X) < fitted.score_samples(X).min()).all()
 
 
-def test_a_score_is_the_rows_own(fitted):
-    scores, order = fitted.score_samples(X), np.random.RandomState(0).permutation(60)
-    np.testing.assert_allclose(fitted.score_samples(X[order]), scores[order], rtol=1e-9)
-    np.testing.assert_allclose(fitted.score_samples(X[5:6]), scores[5:6], rtol=1e-9)
-
-
 @pytest.mark.parametrize("likelihood", estimator.LIKELIHOODS)
 def test_scores_are_the_models_bound_in_the_mean(likelihood):
     """Rows are as the model has them: standardized, or in [0, 1]."""

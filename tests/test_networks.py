@@ -66,7 +66,8 @@ def test_encoder_and_decoders_say_what_a_network_of_input_and_one_hot_label_does
 @pytest.mark.parametrize("x_shape", [(6,), (2, 1, 3)])
 def test_gaussian_decoders_have_the_scales_that_they_say_and_can_learn_them(x_shape):
     z, num = torch.randn(4, 9, 2), 4 * 9
-    distinct = {"Gaussian": num, "diagonal": num * 6, "diagonal with limits": num * 6, "shared": 1, "fixed": 1}
+    starts = {"shared": 0.4, "fixed": 0.25, "column": 1.1}
+    distinct = {"Gaussian": num, "diagonal": num * 6, "diagonal with limits": num * 6} | dict.fromkeys(starts, 1)
     for name, count in distinct.items():
         decoder = DECODERS[name](2, x_shape, [7])
         likelihood, x = decoder(z), torch.randn(x_shape)
@@ -75,12 +76,18 @@ def test_gaussian_decoders_have_the_scales_that_they_say_and_can_learn_them(x_sh
         scales = likelihood.stddev.expand(4, 9, *x_shape).flatten(2)
         assert len(scales.unique()) == count
         assert count != num or (scales == scales[..., :1]).all()  # the same in every dimension
-        assert count > 1 or scales.mean().item() == pytest.approx({"shared": 0.4, "fixed": 0.25}[name])
+        assert count > 1 or scales.mean().item() == pytest.approx(starts[name])
         assert name != "diagonal with limits" or 0.5 < scales.min() < scales.max() < 0.7
         expected = Normal(likelihood.mean, likelihood.stddev).log_prob(x).flatten(2).sum(2)
         assert_close(likelihood.log_prob(x), expected)
         expected.sum().backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in decoder.parameters())
+
+
+def test_each_column_has_a_scale_of_its_own_above_a_floor():
+    decoder = DECODERS["column"](2, (3,), [7])
+    decoder.log_scale.data.copy_(torch.tensor([0.0, 0.9, 1.9]).log())
+    assert_close(decoder(torch.randn(9, 2)).stddev, torch.tensor([0.1, 1, 2]).expand(9, 3))
 
 
 def test_the_optimal_scale_in_evaluation_is_a_density_that_no_longer_sees_its_value():

@@ -4,11 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from test_models import LinearDecoder
 from test_networks import DECODERS
-from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
@@ -21,7 +19,6 @@ from vae.objectives import (
     elbo,
     importance_weighted_bound,
     m2_objective,
-    unlabeled_elbo,
 )
 from vae.recipes import build_m2
 
@@ -48,18 +45,6 @@ def linear_gaussian():
 def weighted_bounds(model, x, posterior, num_samples, num):
     z = posterior.expand((num,)).sample((num_samples,))
     return importance_weighted_bound(x, z, posterior, model(z), PRIOR)
-
-
-@pytest.mark.parametrize(("shift", "factor"), [(0, 1), (0.3, 1.5)])
-def test_elbo_lies_below_log_px_by_the_divergence_from_the_exact_posterior(shift, factor):
-    """And meets it there."""
-    model, x, log_px = linear_gaussian()
-    posterior = model.posterior(x, shift, factor)
-    values = elbo(x, posterior, model(posterior.sample((20_000,))), PRIOR)
-    ours, exact = (MultivariateNormal(q.mean, q.variance.diag()) for q in (posterior, model.posterior(x)))
-    error = values.std() / 20_000**0.5
-    assert (values.mean() + 5 * error < log_px) == (shift > 0)
-    assert abs(values.mean() - (log_px - kl_divergence(ours, exact))) < 5 * error
 
 
 def test_importance_weighted_bound_rises_to_log_px_from_below_and_is_exact_at_the_exact_posterior():
@@ -102,16 +87,6 @@ def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy(num_samp
     assert ((usual - other).abs() < 5 * errors).all()
     assert usual.abs().max() > 10 * errors.max()  # there is a gradient to be wrong about
     assert num_samples == 1 or (other_noise < usual_noise).all()
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(2, 8), st.floats(0, 4))
-def test_no_label_posterior_beats_the_exact_one(seed, batch, num_classes, spread):
-    torch.manual_seed(seed)
-    bounds, probs = spread * torch.randn(batch, num_classes).double(), torch.rand(batch, num_classes).double()
-    q, evidence = Categorical(probs), bounds.logsumexp(1)
-    value = unlabeled_elbo((q.probs * bounds).sum(1), q)
-    assert (value <= evidence + 1e-12).all()
-    assert_close(evidence - value, kl_divergence(q, Categorical(logits=bounds)), rtol=1e-6, atol=1e-9)
 
 
 def test_m2_objective_is_the_papers_sum_over_the_data_set_per_image_with_all_its_gradients():
@@ -162,19 +137,16 @@ def value_and_gradients(method, logits, weights):
     return value.detach().unsqueeze(1), *torch.autograd.grad(value.sum(), leaves)
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", [1, 2])
 def test_topk_is_unbiased_in_value_and_gradient(k):
-    """200,000 draws average to the exact sum, within 5 standard errors; with k = K − 1 nothing is left to chance."""
+    """200,000 draws average to the exact sum, within 5 standard errors."""
     logits, weights = torch.randn(2, 1, 5, dtype=torch.float64) * 2
     exact = value_and_gradients(marginalize, logits, weights)
     draws = value_and_gradients(partial(marginalize_topk, k=k), logits.expand(200_000, 5), weights.expand(200_000, 5))
     for reference, values in zip(exact, draws, strict=True):
         standard_error = values.std(0) / len(values) ** 0.5
         assert ((values.mean(0) - reference[0]).abs() <= 5 * standard_error + 1e-9).all()
-        if k == 4:
-            assert_close(values, reference.expand_as(values))
-        else:
-            assert values.std(0).max() > 1e-3  # it is an estimate: the test would not pass by mistake of the exact sum
+        assert values.std(0).max() > 1e-3  # it is an estimate: the test would not pass by mistake of the exact sum
 
 
 def test_topk_sums_the_most_probable_labels():

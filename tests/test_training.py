@@ -1,4 +1,4 @@
-"""The training loop: exact resume, refused checkpoints, a clear stop, one line of progress; and models on disk."""
+"""The training loop: exact resume, refused checkpoints, a clear stop, one line of progress."""
 
 import itertools
 import os

@@ -185,7 +185,8 @@ class SemiSupervisedBatches:
 
     Where no row lacks a label, x_unlabeled is empty. An iteration, an epoch of `vae.training.fit`, goes once through
     the kind of rows that there are more of, or makes `num_batches`; the other kind, in permutations of its own, as
-    often as that takes, or about once if `labeled_batch_size` is None. `num_labeled` and `num_unlabeled` count rows.
+    often as that takes. Without `labeled_batch_size` the labeled rows, where they are fewer, are gone through about
+    once. `num_labeled` and `num_unlabeled` count rows.
     """
 
     def __init__(self, x, y, labeled_batch_size, unlabeled_batch_size, generator, transform=as_is, num_batches=None):

@@ -50,7 +50,7 @@ class Run:
     minutes: float | None = None
 
     def smoke(self):
-        """Return the run with one epoch of each stage, or 0.06 seconds of the tutorial."""
+        """Return the run with few epochs, or 0.06 seconds of the tutorial."""
         return replace(self, method=self.method.smoke()) if self.method else replace(self, minutes=1e-3)
 
     def compute(self, folder):

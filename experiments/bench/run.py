@@ -38,7 +38,7 @@ def random_images(batch, x_shape=(784,)):
 def build_model(what, x_shape=(784,), num_classes=NUM_CLASSES):
     """Return the untrained model: M1 784-500-500-50, or M2 with one hidden layer of 500 in each network.
 
-    For images (C, H, W), convolutions stand before them, or behind.
+    For images (C, H, W), M2 has convolutions before them, or behind.
     """
     encode, decode = (MLP, MLP) if len(x_shape) == 1 else (ConvNet, DeconvNet)
     if what == "m1":
