@@ -36,7 +36,7 @@ def parse(arguments):
     m1.add_argument("names", nargs="*", help="runs, or groups of them such as toy or variance-free; all by default")
     own = command("own", "the guarded estimator of M2 beside scikit-learn's methods, on tables and images")
     own.add_argument("--data", nargs="+", help="data sets; all by default")
-    own.add_argument("--splits", nargs="+", type=whole, help="draws, by their seeds; by default 6 … 15")
+    own.add_argument("--splits", nargs="+", type=whole, help="draws, by their seeds; by default 6 … 18")
     for training in (ssl, m1, own):
         training.add_argument(
             "--jobs", type=positive, help="processes, of one thread each; by default one for each core"

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from experiments import UserError, m1, own
 from experiments.methods import ABLATIONS, BY_KEY, COMPARISON, STORY
+from experiments.own_data import AFTER_THE_RULE
 from experiments.runner import write_figure
 from experiments.ssl import read_results
 from vae.checkpoint import atomic_path
@@ -212,6 +213,7 @@ def own_summary(cells):
     helped = [errors for errors in by_cell if min(errors[m] for m in own.SEMI_SUPERVISED) < errors[own.LABELS]]
     best = [e for e in helped if e[own.GUARDED] < min(e[own.SPREADING], e[own.TRAINING])]
     draws = [result for results in cells.values() for result in results]
+    later = [result for result in draws if result["split"] >= AFTER_THE_RULE]
     in_cells = ((cell, result["test_errors"]) for cell, results in cells.items() for result in results)
     missed, (name, count) = max((errors[own.GUARDED] - errors[own.UNGUARDED], cell) for cell, errors in in_cells)
     unsure = {m: mean(d["calibration_errors"][m] for d in draws) for m in (own.LABELS, own.UNGUARDED, own.GUARDED)}
@@ -225,6 +227,8 @@ than {own.LABELS}, by more than one standard error of the difference, in {len(wo
 - Beside {own.LABELS}, in {len(draws)} draws, by more than a point: {harm_and_help(draws, own.UNGUARDED)}; \
 {harm_and_help(draws, own.GUARDED)}. The largest gain that the guard misses is {missed:.1f} points, \
 on a draw of {name}, {count}.
+- The guard's rule was settled before draw {AFTER_THE_RULE}. In the {len(later)} draws from there on: \
+{harm_and_help(later, own.UNGUARDED)}; {harm_and_help(later, own.GUARDED)}.
 - The calibration error, in the mean over all draws: {", ".join(f"{m} {e:.1f} %" for m, e in unsure.items())}."""
 
 

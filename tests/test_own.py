@@ -92,7 +92,10 @@ def results(errors, chosen="M2"):
     num = len(next(iter(errors.values())))
     every = [{name: errors.get(name, [50] * num)[split] for name in own.METHODS} for split in range(num)]
     calibration = dict(zip((own.LABELS, own.UNGUARDED, own.GUARDED), (9, 20, 4), strict=True))
-    return [{"test_errors": each, "chosen": chosen, "calibration_errors": calibration} for each in every]
+    same = {"chosen": chosen, "calibration_errors": calibration}
+    return [
+        same | {"test_errors": each, "split": split} for split, each in enumerate(every, own_data.AFTER_THE_RULE - 1)
+    ]
 
 
 def test_table_and_summary_compare_draw_by_draw():
@@ -111,6 +114,8 @@ def test_table_and_summary_compare_draw_by_draw():
     assert "in 1 of 2" in told
     assert "M2, unguarded errs more in 6 (200 points in all, at most 40.0) and less in 1 (4 points in all);" in told
     assert "M2Classifier errs more in 4 (7 points in all, at most 2.2) and less in 2 (16 points in all)." in told
+    assert "In the 3 draws from there on: M2, unguarded errs more in 3 (80 points in all, at most 30.0)" in told
+    assert "M2Classifier errs more in 2 (3 points in all, at most 2.2) and less in 1 (11 points in all)." in told
     assert "that the guard misses is 3.0 points, on a draw of digits, 30." in told
     assert "labels alone 9.0 %, M2, unguarded 20.0 %, M2Classifier 4.0 %." in told
     assert table.own_values(cells)["own-digits-3"] == "7.0 ± 2.8"
